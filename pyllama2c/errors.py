@@ -1,0 +1,34 @@
+"""Every error this package raises on purpose derives from `Pyllama2cError`.
+
+Each also derives from the nearest built-in exception, so that code which knows nothing of this
+package (``except ValueError``) still does the right thing. The C++ engine throws the same few
+errors; they are mapped to these classes in one place (``csrc/bindings/errors.cpp``).
+"""
+
+
+class Pyllama2cError(Exception):
+    """Base class of all errors of this package."""
+
+
+class CheckpointError(Pyllama2cError, ValueError):
+    """A model file is truncated, foreign or inconsistent; the message names the field."""
+
+
+class TokenizerError(Pyllama2cError, ValueError):
+    """A tokenizer file is unreadable, or does not fit the model."""
+
+
+class ArgumentError(Pyllama2cError, ValueError):
+    """An argument is out of range; the message names it, its value and what would work."""
+
+
+class CapacityError(Pyllama2cError, MemoryError):
+    """A request can never fit into the memory or the context it was given."""
+
+
+class ClosedError(Pyllama2cError, RuntimeError):
+    """The model or engine was used after it had been closed."""
+
+
+class MissingExtraError(Pyllama2cError, ImportError):
+    """An optional dependency is not installed; the message says which extra brings it."""
