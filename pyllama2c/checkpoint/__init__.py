@@ -1,0 +1,48 @@
+"""Reading model files of every kind that the library itself understands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyllama2c.checkpoint.base import Checkpoint, tensor_shapes
+from pyllama2c.checkpoint.dtypes import cast, to_float32
+from pyllama2c.checkpoint.huggingface import load_hf
+from pyllama2c.checkpoint.llama2c import load_llama2c
+from pyllama2c.checkpoint.training import load_training
+from pyllama2c.errors import CheckpointError
+
+__all__ = [
+    "Checkpoint",
+    "cast",
+    "load_hf",
+    "load_llama2c",
+    "load_training",
+    "open_checkpoint",
+    "tensor_shapes",
+    "to_float32",
+]
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a model, telling what it is by its content.
+
+    Args:
+        path: a llama2.c file (v0, v1, v2), a Hugging Face directory, or a directory of
+            ``pyllama2c train``.
+
+    Raises:
+        CheckpointError: there is no such path, or what is there cannot be used; the message says
+            what is wrong.
+    """
+    path = Path(path)
+    if path.is_file():
+        return load_llama2c(path)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or directory")
+    if (path / "config.json").exists():
+        return load_hf(path)
+    if (path / "model.json").exists() or (path / "best" / "model.json").exists():
+        return load_training(path)
+    raise CheckpointError(
+        f"{path}: neither config.json (Hugging Face) nor model.json (training) is in this directory"
+    )
