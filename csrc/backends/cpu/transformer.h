@@ -1,0 +1,77 @@
+// The forward pass on the CPU.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "backends/backend.h"
+#include "backends/cpu/kv_cache.h"
+#include "base/buffer.h"
+#include "base/parallel.h"
+#include "kernels/kernels.h"
+#include "model/weights.h"
+
+namespace pyllama2c {
+
+class CpuTransformer : public Backend {
+  public:
+    // Throws CapacityError where the memory cannot be reserved.
+    CpuTransformer(std::shared_ptr<const Weights> weights, int n_threads, int max_rows, int n_blocks);
+
+    const ModelConfig& config() const override { return weights_->config(); }
+    int max_rows() const override { return max_rows_; }
+    int n_blocks() const override { return kv_.n_blocks(); }
+    void begin(const Batch& batch) override;
+    bool advance(Clock::time_point deadline) override;
+    float* logits(int i) override { return logits_.data() + i * logits_stride_; }
+    void softmax(float* x, int n) const override { kernels_.softmax(x, n); }
+
+    const char* isa() const { return kernels_.isa; }
+
+  private:
+    void forward(Team& team, Clock::time_point deadline);
+    void embed(Team& team);
+    void attention(Team& team, int layer);
+    void feed_forward(Team& team, int layer);
+    void classify(Team& team);
+    void norm(Team& team, const float* weight);
+    void store_keys_and_values(Team& team, int layer);
+    void attend(Team& team, int layer);
+    void multiply(Team& team, const Matrix& w, const float* x, size_t x_stride, int rows, float* y,
+                  size_t y_stride, bool accumulate) const;
+    void fill_rotary_tables(int positions);
+    int useful_threads(int rows) const;
+
+    std::shared_ptr<const Weights> weights_;
+    const KernelTable& kernels_;
+    const int n_threads_;
+    const int max_rows_;
+    KvCache kv_;
+
+    // Sizes, and strides of the buffers below, in floats.
+    const int head_size_;
+    const int n_heads_;
+    const int n_kv_heads_;
+    const int dim_;            // padded(dim)
+    const int qkv_;            // padded(dim + 2 kv_dim)
+    const int hidden_;         // padded(hidden_dim)
+    const int logits_stride_;  // padded(vocab_size)
+
+    Buffer<float> x_;         // [rows][dim_] residual stream
+    Buffer<float> normed_;    // [rows][dim_]
+    Buffer<float> qkv_rows_;  // [rows][qkv_] queries, keys, values
+    Buffer<float> attended_;  // [rows][dim_]
+    Buffer<float> gate_up_;   // [rows][2 * hidden_] 16 gates, 16 ups in turn
+    Buffer<float> gated_;     // [rows][hidden_]
+    Buffer<float> logits_;    // [rows][logits_stride_]
+    Buffer<float> cos_, sin_;  // [max_seq_len][head_size], filled as far as positions were used
+    int rotary_filled_ = 0;
+    std::vector<Buffer<float>> scores_;  // per thread [padded(max_seq_len)]
+
+    // The pass in progress.
+    const Batch* batch_ = nullptr;
+    int layer_ = 0;      // the next one; n_layers: only the classifier is left
+    bool out_of_time_ = false;
+};
+
+}  // namespace pyllama2c

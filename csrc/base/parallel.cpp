@@ -1,0 +1,79 @@
+#include "base/parallel.h"
+
+#include <sched.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#include <pthread.h>
+#endif
+
+namespace pyllama2c {
+
+namespace {
+
+void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+#ifdef _OPENMP
+// An OpenMP pool does not survive fork(): the child inherits its bookkeeping without its threads
+// and hangs at the first region. Putting the pool away just before the fork lets both sides start
+// a fresh one.
+struct PauseAroundFork {
+    PauseAroundFork() {
+        pthread_atfork([] { omp_pause_resource_all(omp_pause_hard); }, nullptr, nullptr);
+    }
+} pause_around_fork;
+#endif
+
+}  // namespace
+
+void Team::barrier() {
+    if (size_ == 1) return;
+    const int phase = shared_->phase.load(std::memory_order_relaxed);
+    if (shared_->arrived.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+        shared_->arrived.store(0, std::memory_order_relaxed);
+        shared_->phase.store(phase + 1, std::memory_order_release);
+        return;
+    }
+    // The others arrive within microseconds when each has a CPU of its own; where threads
+    // outnumber CPUs, spinning on would only keep the late one from running.
+    for (int spins = 0; shared_->phase.load(std::memory_order_acquire) == phase; ++spins) {
+        if (spins < 4000) {
+            relax();
+        } else {
+            sched_yield();
+        }
+    }
+}
+
+void parallel(int n_threads, const std::function<void(Team&)>& body) {
+    Team::Shared shared;
+#ifdef _OPENMP
+    if (n_threads > 1) {
+#pragma omp parallel num_threads(n_threads)
+        {
+            Team team(omp_get_thread_num(), omp_get_num_threads(), &shared);
+            body(team);
+        }
+        return;
+    }
+#endif
+    static_cast<void>(n_threads);
+    Team team(0, 1, &shared);
+    body(team);
+}
+
+bool has_openmp() {
+#ifdef _OPENMP
+    return true;
+#else
+    return false;
+#endif
+}
+
+}  // namespace pyllama2c

@@ -1,0 +1,170 @@
+// Weights: from a llama2.c file, or from arrays.
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "backends/cpu/transformer.h"
+#include "base/error.h"
+#include "bindings/bindings.h"
+#include "bindings/signals.h"
+#include "model/checkpoint.h"
+#include "model/weights.h"
+
+namespace py = pybind11;
+
+namespace pyllama2c {
+
+namespace {
+
+py::dict config_dict(const ModelConfig& c) {
+    using namespace py::literals;
+    return py::dict("dim"_a = c.dim, "hidden_dim"_a = c.hidden_dim, "n_layers"_a = c.n_layers,
+                    "n_heads"_a = c.n_heads, "n_kv_heads"_a = c.n_kv_heads,
+                    "vocab_size"_a = c.vocab_size, "max_seq_len"_a = c.max_seq_len,
+                    "rope_theta"_a = c.rope_theta, "norm_eps"_a = c.norm_eps,
+                    "tied_embeddings"_a = c.tied_embeddings);
+}
+
+ModelConfig config_from(const py::dict& d) {
+    ModelConfig c;
+    c.dim = d["dim"].cast<int>();
+    c.hidden_dim = d["hidden_dim"].cast<int>();
+    c.n_layers = d["n_layers"].cast<int>();
+    c.n_heads = d["n_heads"].cast<int>();
+    c.n_kv_heads = d["n_kv_heads"].cast<int>();
+    c.vocab_size = d["vocab_size"].cast<int>();
+    c.max_seq_len = d["max_seq_len"].cast<int>();
+    c.rope_theta = d["rope_theta"].cast<float>();
+    c.norm_eps = d["norm_eps"].cast<float>();
+    c.tied_embeddings = d["tied_embeddings"].cast<bool>();
+    c.validate();
+    return c;
+}
+
+// A C-contiguous float32, float16 or (bfloat16 as) uint16 array as a tensor of one or two axes.
+Tensor tensor_from(const py::dict& arrays, const std::string& name) {
+    if (!arrays.contains(name)) throw CheckpointError("tensor " + name + " is missing");
+    const py::array array = arrays[py::str(name)].cast<py::array>();
+    Tensor tensor;
+    const char kind = array.dtype().kind();
+    const auto size = array.itemsize();
+    if (kind == 'f' && size == 4) {
+        tensor.dtype = DType::kFloat32;
+    } else if (kind == 'f' && size == 2) {
+        tensor.dtype = DType::kFloat16;
+    } else if (kind == 'u' && size == 2) {
+        tensor.dtype = DType::kBFloat16;
+    } else {
+        throw CheckpointError(text("tensor ", name, " is ", py::str(array.dtype()).cast<std::string>(),
+                                   ", expected float32, float16, or bfloat16 as uint16"));
+    }
+    if ((array.flags() & py::array::c_style) == 0 || array.ndim() < 1 || array.ndim() > 2) {
+        throw CheckpointError(
+            text("tensor ", name, " must be C-contiguous, with one or two axes"));
+    }
+    tensor.rows = array.ndim() == 2 ? array.shape(0) : 1;
+    tensor.cols = array.shape(array.ndim() - 1);
+    tensor.data = static_cast<const unsigned char*>(array.data());
+    return tensor;
+}
+
+ModelTensors tensors_from(const py::dict& config, const py::dict& arrays) {
+    ModelTensors model;
+    model.config = config_from(config);
+    model.token_embedding = tensor_from(arrays, "tok_embeddings.weight");
+    for (int i = 0; i < model.config.n_layers; ++i) {
+        const std::string prefix = text("layers.", i, ".");
+        const auto get = [&](const char* name) {
+            return tensor_from(arrays, prefix + name + ".weight");
+        };
+        model.layers.push_back({get("attention_norm"), get("attention.wq"), get("attention.wk"),
+                                get("attention.wv"), get("attention.wo"), get("ffn_norm"),
+                                get("feed_forward.w1"), get("feed_forward.w2"),
+                                get("feed_forward.w3")});
+    }
+    model.final_norm = tensor_from(arrays, "norm.weight");
+    model.output = model.config.tied_embeddings ? model.token_embedding
+                                                : tensor_from(arrays, "output.weight");
+    return model;
+}
+
+// (len(tokens), vocab_size) float32, computed in chunks in a cache of its own.
+py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
+                              const std::vector<int32_t>& tokens, int n_threads, int chunk) {
+    const ModelConfig& c = weights->config();
+    const int n = static_cast<int>(tokens.size());
+    if (n > c.max_seq_len) {
+        throw CapacityError(text("ids has ", n, " tokens, at most ", c.max_seq_len,
+                                 " fit the context"));
+    }
+    for (const int32_t token : tokens) {
+        if (token < 0 || token >= c.vocab_size) {
+            throw ArgumentError(text("ids holds token ", token, ", expected 0 to ", c.vocab_size - 1));
+        }
+    }
+    py::array_t<float> result({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(c.vocab_size)});
+    float* out = result.mutable_data();
+    if (n == 0) return result;
+    const py::gil_scoped_release release;
+    const int n_blocks = (n + kBlockTokens - 1) / kBlockTokens;
+    std::vector<int32_t> blocks(n_blocks);
+    for (int i = 0; i < n_blocks; ++i) blocks[i] = i;
+    CpuTransformer transformer(weights, n_threads, std::min(chunk, n), n_blocks);
+    SignalCheck interrupted;
+    for (int start = 0; start < n; start += chunk) {
+        interrupted();
+        Batch batch;
+        batch.block_tables.push_back(blocks.data());
+        for (int i = start; i < std::min(n, start + chunk); ++i) {
+            batch.rows.push_back({tokens[i], i, 0});
+            batch.logit_rows.push_back(i - start);
+        }
+        transformer.begin(batch);
+        transformer.advance(Clock::time_point::max());
+        for (size_t i = 0; i < batch.rows.size(); ++i, out += c.vocab_size) {
+            std::memcpy(out, transformer.logits(static_cast<int>(i)), c.vocab_size * sizeof(float));
+        }
+    }
+    return result;
+}
+
+}  // namespace
+
+void register_model(py::module_& m) {
+    py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "A model's packed weights.")
+        .def_static(
+            "from_file",
+            [](const std::string& path, int n_threads) {
+                const py::gil_scoped_release release;
+                const Checkpoint checkpoint = open_checkpoint(path);
+                auto weights = std::make_shared<Weights>(checkpoint.tensors, n_threads);
+                const py::gil_scoped_acquire acquire;
+                py::dict about;
+                about["version"] = checkpoint.version;
+                about["group_size"] = checkpoint.group_size;
+                return py::make_tuple(weights, about);
+            },
+            py::arg("path"), py::arg("n_threads"),
+            "Read a llama2.c checkpoint (v0, v1, v2). Returns the weights and what the file is.")
+        .def_static(
+            "from_tensors",
+            [](const py::dict& config, const py::dict& arrays, int n_threads) {
+                const ModelTensors tensors = tensors_from(config, arrays);
+                const py::gil_scoped_release release;
+                return std::make_shared<Weights>(tensors, n_threads);
+            },
+            py::arg("config"), py::arg("tensors"), py::arg("n_threads"),
+            "Pack arrays under llama2.c's names: float32, float16, or bfloat16 as uint16.")
+        .def_property_readonly("config", [](const Weights& w) { return config_dict(w.config()); })
+        .def_property_readonly("nbytes", &Weights::nbytes)
+        .def_property_readonly("bytes_per_token", &Weights::bytes_per_token)
+        .def_property_readonly(
+            "kv_bytes_per_block",
+            [](const Weights& w) { return KvCache::bytes_per_block(w.config()); })
+        .def("logits", &all_logits, py::arg("tokens"), py::arg("n_threads"), py::arg("chunk"),
+             "float32 logits (len(tokens), vocab_size).");
+}
+
+}  // namespace pyllama2c

@@ -1,0 +1,91 @@
+#include "engine/block_manager.h"
+
+#include <algorithm>
+
+namespace pyllama2c {
+
+BlockManager::BlockManager(int n_blocks) : blocks_(n_blocks + 1), n_free_(n_blocks), head_(n_blocks) {
+    for (int i = 0; i <= n_blocks; ++i) {
+        blocks_[i].next = i == n_blocks ? 0 : i + 1;
+        blocks_[i].previous = i == 0 ? n_blocks : i - 1;
+    }
+}
+
+void BlockManager::unlink(int block) {
+    blocks_[blocks_[block].previous].next = blocks_[block].next;
+    blocks_[blocks_[block].next].previous = blocks_[block].previous;
+}
+
+void BlockManager::link_after(int position, int block) {
+    const int next = blocks_[position].next;
+    blocks_[block].previous = position;
+    blocks_[block].next = next;
+    blocks_[position].next = block;
+    blocks_[next].previous = block;
+}
+
+int BlockManager::allocate() {
+    if (n_free_ == 0) return -1;
+    const int block = blocks_[head_].next;
+    hold(block);
+    if (blocks_[block].serial != 0) {
+        published_.erase(blocks_[block].key);
+        blocks_[block].serial = 0;
+    }
+    return block;
+}
+
+void BlockManager::hold(int block) {
+    if (blocks_[block].holders++ == 0) {
+        unlink(block);
+        --n_free_;
+    }
+}
+
+void BlockManager::release(int block) {
+    if (--blocks_[block].holders > 0) return;
+    // Blocks worth nothing are handed out first (front), findable ones in the order of their last
+    // use (back).
+    link_after(blocks_[block].serial == 0 ? head_ : blocks_[head_].previous, block);
+    ++n_free_;
+}
+
+BlockManager::Key BlockManager::make_key(uint64_t parent, const int32_t* tokens) {
+    Key key;
+    key.parent = parent;
+    std::copy(tokens, tokens + kTokens, key.tokens.begin());
+    return key;
+}
+
+size_t BlockManager::Hash::operator()(const Key& key) const {
+    uint64_t hash = key.parent + 0x9E3779B97F4A7C15ull;
+    for (const int32_t token : key.tokens) {
+        hash = (hash ^ static_cast<uint32_t>(token)) * 0xFF51AFD7ED558CCDull;
+        hash ^= hash >> 32;
+    }
+    return hash;
+}
+
+int BlockManager::find(uint64_t parent, const int32_t* tokens) {
+    const auto found = published_.find(make_key(parent, tokens));
+    if (found == published_.end()) return -1;
+    hold(found->second);
+    return found->second;
+}
+
+int BlockManager::publish(int block, uint64_t parent, const int32_t* tokens) {
+    const Key key = make_key(parent, tokens);
+    const auto [entry, is_new] = published_.emplace(key, block);
+    if (is_new) {
+        blocks_[block].serial = ++last_serial_;
+        blocks_[block].key = key;
+        return block;
+    }
+    if (entry->second != block) {
+        hold(entry->second);
+        release(block);
+    }
+    return entry->second;
+}
+
+}  // namespace pyllama2c

@@ -1,0 +1,117 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+
+namespace pyllama2c {
+
+namespace {
+
+int32_t argmax(const float* x, int n) {
+    int best = 0;
+    for (int i = 1; i < n; ++i) {
+        if (x[i] > x[best]) best = i;
+    }
+    return best;
+}
+
+}  // namespace
+
+Sampler::Sampler(SamplingParams params, const std::vector<int32_t>& tokens, size_t n_prompt)
+    : params_(std::move(params)),
+      rng_(params_.rng_state),
+      penalised_(params_.repetition_penalty != 1.0f || params_.presence_penalty != 0.0f ||
+                 params_.frequency_penalty != 0.0f) {
+    if (!penalised_) return;
+    for (size_t i = 0; i < tokens.size(); ++i) generated_[tokens[i]] += i >= n_prompt;
+}
+
+void Sampler::accept(int32_t token) {
+    if (penalised_) ++generated_[token];
+}
+
+void Sampler::apply_penalties(float* logits) const {
+    for (const auto& [token, times] : generated_) {
+        float& logit = logits[token];
+        // Keskar et al. 2019: towards "less likely" on either side of zero.
+        logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
+        if (times > 0) {
+            logit -= params_.presence_penalty +
+                     params_.frequency_penalty * static_cast<float>(times);
+        }
+    }
+}
+
+int32_t Sampler::sample(float* logits, int vocab_size, const Backend& backend) {
+    for (const auto& [token, bias] : params_.logit_bias) logits[token] += bias;
+    if (penalised_) apply_penalties(logits);
+    if (params_.temperature == 0.0f) return argmax(logits, vocab_size);
+    for (int i = 0; i < vocab_size; ++i) logits[i] /= params_.temperature;
+    backend.softmax(logits, vocab_size);
+    const bool top_p = params_.top_p > 0.0f && params_.top_p < 1.0f;
+    if (top_p || params_.top_k > 0 || params_.min_p > 0.0f) {
+        return draw_from_best(logits, vocab_size);
+    }
+    return draw_from_all(logits, vocab_size);
+}
+
+int32_t Sampler::draw_from_all(const float* probabilities, int n) {
+    const float coin = rng_.next_float();
+    float cumulative = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        cumulative += probabilities[i];
+        if (coin < cumulative) return i;
+    }
+    return n - 1;  // the sum may round to less than 1
+}
+
+int32_t Sampler::draw_from_best(const float* probabilities, int n) {
+    const float coin = rng_.next_float();
+    const bool top_p = params_.top_p > 0.0f && params_.top_p < 1.0f;
+    const bool top_p_alone = params_.top_k == 0 && params_.min_p == 0.0f;
+    const int32_t best = argmax(probabilities, n);
+
+    // llama2.c's first cut: what is below this cannot be in the nucleus (Holtzman et al. 2020)
+    // unless nothing is above it. min_p (Nguyen et al. 2024) is relative to the best.
+    float least = params_.min_p * probabilities[best];
+    if (top_p_alone && n > 1) least = (1.0f - params_.top_p) / static_cast<float>(n - 1);
+    candidates_.clear();
+    for (int i = 0; i < n; ++i) {
+        if (probabilities[i] >= least) candidates_.push_back({probabilities[i], i});
+    }
+    if (candidates_.empty()) return best;  // top_p near 0 on a flat distribution
+
+    const auto more_likely = [](const Candidate& a, const Candidate& b) {
+        return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
+    };
+    if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
+        std::nth_element(candidates_.begin(), candidates_.begin() + params_.top_k,
+                         candidates_.end(), more_likely);
+        candidates_.resize(params_.top_k);
+    }
+    std::sort(candidates_.begin(), candidates_.end(), more_likely);
+
+    // The nucleus is measured against what top_k and min_p left; alone, against the whole, 1.
+    float total = 1.0f;
+    if (!top_p_alone) {
+        total = 0.0f;
+        for (const Candidate& candidate : candidates_) total += candidate.probability;
+    }
+    float kept = 0.0f;
+    size_t last = candidates_.size() - 1;
+    for (size_t i = 0; i < candidates_.size(); ++i) {
+        kept += candidates_[i].probability;
+        if (top_p && kept > params_.top_p * total) {
+            last = i;
+            break;
+        }
+    }
+    const float target = coin * kept;
+    float cumulative = 0.0f;
+    for (size_t i = 0; i <= last; ++i) {
+        cumulative += candidates_[i].probability;
+        if (target < cumulative) return candidates_[i].token;
+    }
+    return candidates_[last].token;
+}
+
+}  // namespace pyllama2c

@@ -1,0 +1,47 @@
+// From logits to a token, in llama2.c's way where llama2.c has one: the same softmax, cut and draw,
+// so the same seed tells the same story.
+#pragma once
+
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "backends/backend.h"
+#include "base/rng.h"
+#include "engine/sampling_params.h"
+
+namespace pyllama2c {
+
+// The sampler's memory of one sequence.
+class Sampler {
+  public:
+    // tokens: everything so far, of which the first n_prompt are the prompt.
+    Sampler(SamplingParams params, const std::vector<int32_t>& tokens, size_t n_prompt);
+
+    // Chooses from logits [padded(vocab_size)], which are overwritten, in this order: bias,
+    // penalties, temperature, softmax, min_p, top_k, top_p, one draw (none when greedy).
+    int32_t sample(float* logits, int vocab_size, const Backend& backend);
+    // Says that the token became part of the text.
+    void accept(int32_t token);
+
+    const SamplingParams& params() const { return params_; }
+    uint64_t rng_state() const { return rng_.state(); }
+
+  private:
+    struct Candidate {
+        float probability;
+        int32_t token;
+    };
+
+    void apply_penalties(float* logits) const;
+    int32_t draw_from_all(const float* probabilities, int n);
+    int32_t draw_from_best(const float* probabilities, int n);
+
+    SamplingParams params_;
+    Rng rng_;
+    bool penalised_;  // whether `generated_` is kept
+    std::unordered_map<int32_t, int32_t> generated_;  // tokens of prompt and text -> times in the text
+    std::vector<Candidate> candidates_;               // scratch
+};
+
+}  // namespace pyllama2c

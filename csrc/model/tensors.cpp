@@ -1,0 +1,79 @@
+#include "model/tensors.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace pyllama2c {
+
+const char* dtype_name(DType dtype) {
+    switch (dtype) {
+        case DType::kFloat32: return "float32";
+        case DType::kFloat16: return "float16";
+        case DType::kBFloat16: return "bfloat16";
+        case DType::kInt8: return "int8";
+    }
+    return "unknown";
+}
+
+namespace {
+
+float from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// IEEE half to float, exactly: normal numbers get the exponent's bias moved, subnormal ones are
+// scaled by 2^-24, infinities and NaN keep their payload.
+float from_half(uint16_t half) {
+    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
+    const uint32_t exponent = (half >> 10) & 0x1Fu;
+    const uint32_t fraction = half & 0x3FFu;
+    if (exponent == 0) {
+        const float value = static_cast<float>(fraction) * 0x1p-24f;
+        return sign ? -value : value;
+    }
+    if (exponent == 31) return from_bits(sign | 0x7F800000u | fraction << 13);
+    return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+template <typename T>
+T load(const unsigned char* p) {
+    T value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+}  // namespace
+
+void Tensor::read_row(int64_t row, float* out) const {
+    const int64_t first = row * cols;
+    switch (dtype) {
+        case DType::kFloat32:
+            std::memcpy(out, data + first * 4, static_cast<size_t>(cols) * 4);
+            break;
+        case DType::kFloat16:
+            for (int64_t i = 0; i < cols; ++i) {
+                out[i] = from_half(load<uint16_t>(data + (first + i) * 2));
+            }
+            break;
+        case DType::kBFloat16:
+            for (int64_t i = 0; i < cols; ++i) {
+                out[i] = from_bits(static_cast<uint32_t>(load<uint16_t>(data + (first + i) * 2))
+                                   << 16);
+            }
+            break;
+        case DType::kInt8:
+            for (int64_t i = 0; i < cols;) {
+                const int64_t group = (first + i) / group_size;
+                const int64_t end = std::min(cols, (group + 1) * group_size - first);
+                const float scale = load<float>(scales + group * 4);
+                for (; i < end; ++i) {
+                    out[i] = static_cast<float>(load<int8_t>(data + first + i)) * scale;
+                }
+            }
+            break;
+    }
+}
+
+}  // namespace pyllama2c
