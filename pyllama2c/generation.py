@@ -1,0 +1,134 @@
+"""One request between the engine, which knows token ids, and the caller, who knows text."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pyllama2c import _core
+from pyllama2c.errors import ArgumentError
+from pyllama2c.outputs import Chunk, Completion, FinishReason, Timings, Usage
+from pyllama2c.stop_matcher import StopMatcher
+from pyllama2c.tokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from pyllama2c.sampling import SamplingParams
+    from pyllama2c.tokenizer import Tokenizer
+
+# llama2.c's special tokens, for models that come without a tokenizer.
+DEFAULT_BOS_ID = 1
+DEFAULT_EOS_ID = 2
+
+_REASONS: dict[_core.FinishReason, FinishReason] = {
+    _core.FinishReason.STOP: "stop",
+    _core.FinishReason.LENGTH: "length",
+}
+
+
+class Generation:
+    """Turns the engine's tokens of one request into text, and in the end into a `Completion`."""
+
+    def __init__(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+    ) -> None:
+        """Raises ArgumentError where the parameters do not fit the vocabulary."""
+        self.prompt_ids = list(prompt_ids)
+        self.seed = secrets.randbits(32) if params.seed is None else params.seed
+        self.core_params = _core_params(params, self.seed, tokenizer, vocab_size)
+        if params.stop and tokenizer is None:
+            raise ArgumentError(f"stop is {params.stop!r}, but the model has no tokenizer")
+        self._detokenizer = Detokenizer(tokenizer, self.prompt_ids) if tokenizer else None
+        self._matcher = StopMatcher(params.stop) if params.stop else None
+        self._texts: list[str] = []
+        self._ids: list[int] = []
+        self.completion: Completion | None = None
+        """The result, once the text has ended."""
+
+    @property
+    def watches_text(self) -> bool:
+        """Whether the text can end the request, so that it has to be looked at token by token."""
+        return self._matcher is not None
+
+    def push(self, progress: _core.Progress) -> Chunk:
+        """Take the engine's news; the chunk has a finish_reason if the text has ended with it."""
+        pieces: list[str] = []
+        finish: FinishReason | None = None
+        n_used = 0
+        for n_used, token in enumerate(progress.tokens, start=1):  # noqa: B007
+            pieces.append(self._show(token))
+            if self._matcher is not None and self._matcher.matched is not None:
+                finish = "stop"
+                break
+        else:
+            finish = _REASONS.get(progress.finish)
+            if finish is not None:
+                pieces.append(self._flush())
+        new_ids = progress.tokens[:n_used]
+        self._ids += new_ids
+        text = "".join(pieces)
+        self._texts.append(text)
+        if finish is not None:
+            self._finish(finish, progress)
+        return Chunk(text, tuple(new_ids), finish, self.completion)
+
+    def _show(self, token: int) -> str:
+        if self._detokenizer is None:
+            return ""
+        text = self._detokenizer.push(token)
+        return self._matcher.push(text) if self._matcher is not None else text
+
+    def _flush(self) -> str:
+        if self._detokenizer is None:
+            return ""
+        text = self._detokenizer.flush()
+        if self._matcher is None:
+            return text
+        shown = self._matcher.push(text)
+        return shown + self._matcher.flush()
+
+    def _finish(self, finish: FinishReason, progress: _core.Progress) -> None:
+        ended_by_token = progress.finish == _core.FinishReason.STOP
+        n_tokens = len(self._ids) + ended_by_token
+        decode = progress.decode_seconds
+        self.completion = Completion(
+            text="".join(self._texts),
+            token_ids=tuple(self._ids),
+            finish_reason=finish,
+            usage=Usage(len(self.prompt_ids), n_tokens),
+            seed=self.seed,
+            # The first token comes out of the prefill.
+            timings=Timings(
+                progress.prefill_seconds, decode, (n_tokens - 1) / decode if decode > 0 else 0.0
+            ),
+        )
+
+
+def _core_params(
+    params: SamplingParams, seed: int, tokenizer: Tokenizer | None, vocab_size: int
+) -> _core.SamplingParams:
+    stop_ids = set(params.stop_token_ids)
+    for name, ids in (("stop_token_ids", stop_ids), ("logit_bias", set(params.logit_bias or ()))):
+        if ids and max(ids) >= vocab_size:
+            raise ArgumentError(f"{name} names token {max(ids)}, expected 0 to {vocab_size - 1}")
+    if not params.ignore_eos:
+        stop_ids |= (
+            {tokenizer.bos_id, tokenizer.eos_id} if tokenizer else {DEFAULT_BOS_ID, DEFAULT_EOS_ID}
+        )
+    core = _core.SamplingParams()
+    core.temperature = params.temperature
+    core.top_k = params.top_k
+    core.top_p = params.top_p
+    core.min_p = params.min_p
+    core.repetition_penalty = params.repetition_penalty
+    core.presence_penalty = params.presence_penalty
+    core.frequency_penalty = params.frequency_penalty
+    core.logit_bias = sorted((params.logit_bias or {}).items())
+    core.max_tokens = -1 if params.max_tokens is None else min(params.max_tokens, 2**31 - 1)
+    core.stop_token_ids = sorted(stop_ids)
+    core.rng_state = seed
+    return core

@@ -1,0 +1,366 @@
+"""`Model`: load a Llama model and let it write."""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, cast, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from pyllama2c import _core
+from pyllama2c.config import ModelConfig
+from pyllama2c.errors import ArgumentError, ClosedError, TokenizerError
+from pyllama2c.generation import DEFAULT_BOS_ID, Generation
+from pyllama2c.outputs import Chunk, Completion
+from pyllama2c.sampling import SamplingParams
+from pyllama2c.tokenizer import Tokenizer, find_tokenizer
+
+Prompt = str | Sequence[int]
+PathLike = str | os.PathLike[str]
+
+_BLOCK_TOKENS = 16  # of the KV cache
+_DEFAULT_KV_BYTES = 512 << 20
+
+
+class Model:
+    """A Llama model, ready to write text.
+
+    One Model serves any number of threads at once: their requests are computed together, and what
+    each of them gets depends on its own prompt, parameters and seed alone.
+
+    Args:
+        path: a llama2.c checkpoint (v0, v1 or v2; told apart by content), a Hugging Face directory
+            of a ``LlamaForCausalLM``, or a directory of ``pyllama2c train``.
+        tokenizer: a `Tokenizer`, or the path of a ``.model`` or llama2.c ``.bin`` file. Default:
+            the one next to the model (``tokenizer.model``, ``tokenizer.bin``, ``tok*``); without
+            any, the model still works with token ids.
+        n_threads: threads to compute with. Default: the CPUs this process may use (affinity and
+            container quota). Small models use fewer where more would not help.
+        max_sequences: how many requests are computed together; more wait their turn.
+        prefill_chunk: how many prompt tokens a step computes at once beside the texts in progress.
+        kv_memory: most memory for keys and values, in bytes or as text (``"1GiB"``); taken as it
+            is used. Default: 512 MiB, less for models whose 32 full contexts need less, and never
+            less than one full context.
+
+    Raises:
+        CheckpointError: the file is no usable model; the message names the field.
+        TokenizerError: the tokenizer cannot be read or has another vocabulary size.
+        ArgumentError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        tokenizer: Tokenizer | PathLike | None = None,
+        n_threads: int | None = None,
+        max_sequences: int = 64,
+        prefill_chunk: int = 64,
+        kv_memory: int | str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self._n_threads = (
+            _core.available_cpus() if n_threads is None else _positive("n_threads", n_threads, 1024)
+        )
+        self._prefill_chunk = _positive("prefill_chunk", prefill_chunk, 1 << 20)
+        max_sequences = _positive("max_sequences", max_sequences, 1 << 16)
+        kv_bytes = None if kv_memory is None else parse_bytes("kv_memory", kv_memory)
+
+        self._weights, self._format = _load_weights(self.path, self._n_threads)
+        self.config = ModelConfig(**self._weights.config)
+        """The model's sizes."""
+        self.tokenizer = self._load_tokenizer(tokenizer)
+        """Text to ids and back; None if there is none next to the model."""
+        self._engine: _core.Engine | None = _core.Engine(
+            self._weights,
+            n_threads=self._n_threads,
+            max_sequences=max_sequences,
+            prefill_chunk=self._prefill_chunk,
+            n_blocks=self._count_blocks(kv_bytes),
+        )
+
+    def _load_tokenizer(self, tokenizer: Tokenizer | PathLike | None) -> Tokenizer | None:
+        if tokenizer is None:
+            return find_tokenizer(self.path, self.config.vocab_size)
+        if not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer.load(tokenizer)
+        tokenizer.check_fits(self.config.vocab_size)
+        return tokenizer
+
+    def _count_blocks(self, kv_bytes: int | None) -> int:
+        per_block = self._weights.kv_bytes_per_block
+        context = -(-self.config.max_seq_len // _BLOCK_TOKENS)
+        if kv_bytes is None:
+            return max(min(32 * context, _DEFAULT_KV_BYTES // per_block), context)
+        blocks = kv_bytes // per_block
+        if blocks < 1:
+            raise ArgumentError(
+                f"kv_memory is {kv_bytes} bytes, expected at least {per_block}: "
+                f"{_BLOCK_TOKENS} tokens' keys and values"
+            )
+        return min(blocks, 2**31 - 2)
+
+    @overload
+    def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Any,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[str] | Sequence[Sequence[int]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        **options: Any,
+    ) -> Completion | list[Completion]:
+        """Write on from a prompt, or from each of a list of prompts, which are computed together.
+
+        Args:
+            prompt: text (BOS is put before it; ``""`` starts from nothing) or token ids (taken as
+                they are), or a list of either.
+            params: a `SamplingParams`; for a list of prompts perhaps one for each.
+            options: fields of `SamplingParams` instead, or on top of ``params``:
+                ``model.generate("Once", temperature=0, max_tokens=50)``.
+
+        Returns:
+            A `Completion`, or a list of them in the order of the prompts. Its text continues the
+            prompt and does not repeat it.
+
+        Raises:
+            ArgumentError: a parameter or token id is out of range.
+            CapacityError: a prompt is longer than the context.
+            TokenizerError: a text prompt for a model without a tokenizer.
+            ClosedError: the model is closed.
+        """
+        prompts, is_batch = _as_prompts(prompt)
+        requests = [
+            self._prepare(one, sampling)
+            for one, sampling in zip(
+                prompts, _as_params(params, options, len(prompts), is_batch), strict=True
+            )
+        ]
+        completions = self._run(requests)
+        return completions if is_batch else completions[0]
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    ) -> Iterator[Chunk]:
+        """Write on from a prompt and hand out the text as it comes.
+
+        Args and errors are those of `generate` for one prompt; they are checked at once.
+
+        Returns:
+            A generator of `Chunk`. ``str(chunk)`` is the new text, never half a character; the
+            last one has a ``finish_reason`` and the whole ``completion``. Closing the generator
+            stops the work at once.
+        """
+        prompts, is_batch = _as_prompts(prompt)
+        if is_batch:
+            raise ArgumentError("prompt is a list of prompts, expected one text or list of ids")
+        request = self._prepare(prompts[0], _as_params(params, options, 1, False)[0])
+        return self._stream(self._open_engine(), request)
+
+    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """What the model expects after each of the tokens.
+
+        Args:
+            ids: token ids, at most ``config.max_seq_len`` of them; may be empty.
+
+        Returns:
+            float32 array (len(ids), vocab_size): row i scores the token after ``ids[: i + 1]``.
+            The same bits whatever the threads, chunks and instruction set.
+
+        Raises:
+            ArgumentError: a token id is out of range.
+            CapacityError: more ids than the context holds.
+            ClosedError: the model is closed.
+        """
+        self._open_engine()
+        return self._weights.logits(_as_ids(ids), self._n_threads, self._prefill_chunk)
+
+    def info(self) -> dict[str, Any]:
+        """Facts about the loaded model: format, dtype, sizes in bytes, ISA, threads."""
+        size = self.path.stat().st_size if self.path.is_file() else None
+        return {
+            "path": str(self.path),
+            **self._format,
+            "file_bytes": size,
+            "weights_bytes": self._weights.nbytes,
+            "kv_bytes_per_token": self._weights.kv_bytes_per_block // _BLOCK_TOKENS,
+            "isa": _core.isa(),
+            "n_threads": self._n_threads if _core.has_openmp() else 1,
+            "openmp": _core.has_openmp(),
+        }
+
+    def close(self) -> None:
+        """Let go of the memory, once texts in progress in other threads have ended."""
+        self._engine = None
+        del self._weights
+        # An attribute error would be a poor answer; _open_engine() gives the right one.
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        c = self.config
+        return (
+            f"<pyllama2c.Model {self.path.name!r}: {c.n_params:,} parameters, "
+            f"{c.vocab_size} tokens, context {c.max_seq_len}>"
+        )
+
+    def _open_engine(self) -> _core.Engine:
+        if self._engine is None:
+            raise ClosedError("the model is closed")
+        return self._engine
+
+    def _prepare(self, prompt: Prompt, params: SamplingParams) -> Generation:
+        if not isinstance(prompt, str):
+            ids = _as_ids(prompt)
+        elif self.tokenizer is not None:
+            ids = self.tokenizer.encode(prompt)
+        elif prompt == "":
+            ids = [DEFAULT_BOS_ID]
+        else:
+            raise TokenizerError(
+                f"no tokenizer was found next to {self.path}: pass Model(..., tokenizer=...) "
+                "or a prompt of token ids"
+            )
+        return Generation(ids, params, self.tokenizer, self.config.vocab_size)
+
+    def _run(self, requests: list[Generation]) -> list[Completion]:
+        engine = self._open_engine()
+        going: dict[int, Generation] = {}
+        try:
+            for request in requests:
+                going[_submit(engine, request)] = request
+            while going:
+                # Without stop strings nobody needs to look before the end.
+                to_the_end = not any(request.watches_text for request in going.values())
+                for progress in engine.wait(list(going), until_finished=to_the_end):
+                    if going[progress.id].push(progress).finish_reason is not None:
+                        engine.cancel(progress.id)
+                        del going[progress.id]
+        finally:
+            for request_id in going:
+                engine.cancel(request_id)
+        return [cast(Completion, request.completion) for request in requests]
+
+    @staticmethod
+    def _stream(engine: _core.Engine, request: Generation) -> Iterator[Chunk]:
+        request_id = _submit(engine, request)
+        try:
+            while request.completion is None:
+                for progress in engine.wait([request_id]):
+                    yield request.push(progress)
+        finally:
+            engine.cancel(request_id)
+
+
+def parse_bytes(name: str, value: int | str) -> int:
+    """``"1GiB"``, ``"512 MiB"``, ``"64KiB"`` or a plain number, as bytes.
+
+    Raises ArgumentError naming the argument ``name``.
+    """
+    units = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        if match and match[2].upper() in units:
+            return int(float(match[1]) * units[match[2].upper()])
+    elif not isinstance(value, bool) and isinstance(value, int) and value > 0:
+        return value
+    raise ArgumentError(f'{name} is {value!r}, expected bytes, or text such as "512MiB" or "1GiB"')
+
+
+def _load_weights(path: Path, n_threads: int) -> tuple[_core.Weights, dict[str, str]]:
+    if path.is_dir():
+        from pyllama2c.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(path)
+        fields = {name: getattr(checkpoint.config, name) for name in ModelConfig.__slots__}
+        weights = _core.Weights.from_tensors(fields, dict(checkpoint.tensors), n_threads)
+        return weights, {"format": checkpoint.kind, "stored_dtype": checkpoint.dtype}
+    weights, about = _core.Weights.from_file(os.fspath(path), n_threads)
+    stored = f"int8 (groups of {about['group_size']})" if about["group_size"] else "float32"
+    return weights, {"format": f"llama2.c v{about['version']}", "stored_dtype": stored}
+
+
+def _submit(engine: _core.Engine, request: Generation) -> int:
+    return engine.submit(request.prompt_ids, len(request.prompt_ids), request.core_params)
+
+
+def _positive(name: str, value: int, most: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or not 1 <= number <= most:
+        raise ArgumentError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
+    return number
+
+
+def _as_ids(ids: Sequence[int]) -> list[int]:
+    try:
+        result = [operator.index(i) for i in ids]
+    except TypeError:
+        raise ArgumentError(f"ids is {ids!r}, expected a sequence of whole numbers") from None
+    for i in result:
+        if not 0 <= i < 2**31:
+            raise ArgumentError(f"ids holds {i}, expected a token id of the vocabulary")
+    return result
+
+
+def _as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
+    """The prompts in a list, and whether there may be several."""
+    if isinstance(prompt, str):
+        return [prompt], False
+    if isinstance(prompt, (bytes, dict)) or not hasattr(prompt, "__iter__"):
+        raise ArgumentError(f"prompt is {prompt!r}, expected text, token ids, or a list of those")
+    items = list(prompt)
+    if items and all(hasattr(item, "__index__") for item in items):
+        return [items], False
+    return items, True
+
+
+def _as_params(
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    options: dict[str, Any],
+    n_prompts: int,
+    is_batch: bool,
+) -> list[SamplingParams]:
+    if params is None:
+        many = [SamplingParams()] * n_prompts
+    elif isinstance(params, SamplingParams):
+        many = [params] * n_prompts
+    elif not is_batch or not isinstance(params, Sequence):
+        raise ArgumentError(f"params is {params!r}, expected a SamplingParams")
+    else:
+        many = list(params)
+    if len(many) != n_prompts:
+        raise ArgumentError(f"params has {len(many)} entries, expected one for each of {n_prompts} prompts")
+    for one in many:
+        if not isinstance(one, SamplingParams):
+            raise ArgumentError(f"params holds {one!r}, expected a SamplingParams")
+    try:
+        return [one.replace(**options) for one in many] if options else many
+    except TypeError as error:
+        raise ArgumentError(f"unknown option: {error}") from None
