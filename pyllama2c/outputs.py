@@ -1,0 +1,72 @@
+"""What a generation gives back: a `Completion`, or a stream of `Chunk`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+"""Why a text ended: "stop" (an end token or a stop string came), "length" (`max_tokens` tokens
+were generated, or the context is full)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """How many tokens a request took."""
+
+    prompt_tokens: int
+    """Ids of the prompt, BOS included."""
+    completion_tokens: int
+    """Ids generated, the end token included."""
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of a request went, in seconds of wall clock."""
+
+    prefill_seconds: float
+    """From the start to the logits of the last prompt token."""
+    decode_seconds: float
+    """From there to the last generated token."""
+    tokens_per_second: float
+    """Generated tokens per second of decoding; 0.0 when nothing was generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A finished text. `str()` of it is the text; the prompt is not part of it."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    """The generated ids. An end token that ended the text is not among them."""
+    finish_reason: FinishReason
+    usage: Usage
+    seed: int
+    """The seed that was used: with it the same call gives the same text again."""
+    timings: Timings
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next piece of a streamed text. `str()` of it is the new text, perhaps empty.
+
+    The texts of all chunks joined are the text of the `Completion`, and so are the ids.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    """None until the last chunk."""
+    completion: Completion | None = None
+    """On the last chunk: the whole completion, with its usage, seed and timings."""
+
+    def __str__(self) -> str:
+        return self.text
