@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from typing import Any
 
 import click
 
+from pyllama2c import __version__
 from pyllama2c.errors import Pyllama2cError
 
 # subcommand -> (module, attribute, one line of help shown without importing the module)
@@ -21,6 +23,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "convert": ("pyllama2c.cli.convert", "convert", "Convert between model formats."),
 }
 
+# Exit statuses, as a shell reports them.
+FAILED, INTERRUPTED, BROKEN_PIPE = 2, 130, 141
+
+TRACEBACK_VARIABLE = "PYLLAMA2C_TRACEBACK"
+
 
 class LazyGroup(click.Group):
     """A click group that imports a subcommand's module when it is needed, not before."""
@@ -32,37 +39,53 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, attribute, _ = COMMANDS[cmd_name]
-        command = getattr(importlib.import_module(module), attribute)
-        assert isinstance(command, click.Command)
+        command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_line) for name, (_, _, help_line) in COMMANDS.items()])
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # The reader (head, less) went away: point stdout at nothing so that the
+            # interpreter's own flush at exit does not complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(BROKEN_PIPE)
+
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="pyllama2c")
+@click.version_option(__version__)
 def cli() -> None:
     """Run tiny llama2.c-style Llama models."""
 
 
-def main(argv: list[str] | None = None) -> Any:
+def main(argv: list[str] | None = None) -> None:
     """Entry point: errors are one line on stderr and exit status 2, Ctrl-C is 130."""
     try:
-        status = cli.main(args=argv, standalone_mode=False)
+        status = cli.main(args=argv, prog_name="pyllama2c", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
-        status = 130
+        status = _fail("interrupted", INTERRUPTED)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        status = FAILED
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "pyllama2c"
+        status = _fail(f"error: {error.format_message()} (see '{command} --help')")
     except click.ClickException as error:
-        error.show()
-        status = 2
-    except BrokenPipeError:
-        # The reader (head, less) went away: point stdout at nothing so that the
-        # interpreter's own flush at exit does not complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 141
+        status = _fail(f"error: {error.format_message()}")
     except (Pyllama2cError, OSError, MemoryError) as error:
-        click.echo(f"error: {error}", err=True)
-        status = 2
+        status = _fail(f"error: {str(error) or type(error).__name__}")
+    except Exception as error:  # a bug: still no traceback, unless somebody wants to report it
+        hint = f"set {TRACEBACK_VARIABLE}=1 to see where"
+        status = _fail(f"error: unexpected {type(error).__name__}: {error} ({hint})")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int = FAILED) -> int:
+    if os.environ.get(TRACEBACK_VARIABLE):
+        traceback.print_exc()
+    click.echo(" ".join(message.splitlines()), err=True)
+    return status

@@ -1,0 +1,51 @@
+"""What the subcommands that run a model share."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from pyllama2c.model import Model
+    from pyllama2c.tokenizer import Tokenizer
+
+model_argument = click.argument("model", required=False, type=click.Path(path_type=Path))
+tokenizer_option = click.option(
+    "-z",
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="A .model or llama2.c .bin tokenizer.  [default: the one next to the model]",
+)
+threads_option = click.option(
+    "--threads", type=int, help="Threads to compute with.  [default: the CPUs there are]"
+)
+
+
+def open_model(path: Path | None, tokenizer: Path | None, threads: int | None) -> Model:
+    """Load the model that the command line names."""
+    from pyllama2c.model import Model
+
+    if path is None:
+        raise click.UsageError("Missing argument 'MODEL': a llama2.c checkpoint or a directory.")
+    return Model(path, tokenizer=tokenizer, n_threads=threads)
+
+
+def tokenizer_of(model: Model) -> Tokenizer:
+    """The model's tokenizer, which commands that read and write text cannot do without."""
+    if model.tokenizer is None:
+        raise click.UsageError(f"No tokenizer was found next to {model.path}: name one with -z.")
+    return model.tokenizer
+
+
+def show(text: str) -> None:
+    """Write text to stdout at once, as UTF-8 whatever the locale says."""
+    sys.stdout.buffer.write(text.encode())
+    sys.stdout.buffer.flush()
+
+
+def note(text: str) -> None:
+    """Write a line to stderr."""
+    click.echo(text, err=True)
