@@ -24,8 +24,9 @@ struct Batch {
     // At most Backend::max_rows(). Rows of a sequence stand together, positions ascending; all
     // earlier positions are in the cache or in this batch.
     std::vector<Row> rows;
-    std::vector<const int32_t*> block_tables;  // per sequence: block number of tokens 16i .. 16i + 15
-    std::vector<int32_t> logit_rows;           // rows whose logits are wanted
+    std::vector<const int32_t*>
+        block_tables;                 // per sequence: block number of tokens 16i .. 16i + 15
+    std::vector<int32_t> logit_rows;  // rows whose logits are wanted
 
     void clear() {
         rows.clear();

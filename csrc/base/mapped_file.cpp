@@ -15,7 +15,7 @@ namespace pyllama2c {
 MappedFile::MappedFile(const std::string& path) {
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) throw CheckpointError(text("cannot open ", path, ": ", std::strerror(errno)));
-    struct stat status {};
+    struct stat status{};
     const bool regular = ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode);
     if (!regular || status.st_size == 0) {
         ::close(fd);

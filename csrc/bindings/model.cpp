@@ -57,12 +57,12 @@ Tensor tensor_from(const py::dict& arrays, const std::string& name) {
     } else if (kind == 'u' && size == 2) {
         tensor.dtype = DType::kBFloat16;
     } else {
-        throw CheckpointError(text("tensor ", name, " is ", py::str(array.dtype()).cast<std::string>(),
+        throw CheckpointError(text("tensor ", name, " is ",
+                                   py::str(array.dtype()).cast<std::string>(),
                                    ", expected float32, float16, or bfloat16 as uint16"));
     }
     if ((array.flags() & py::array::c_style) == 0 || array.ndim() < 1 || array.ndim() > 2) {
-        throw CheckpointError(
-            text("tensor ", name, " must be C-contiguous, with one or two axes"));
+        throw CheckpointError(text("tensor ", name, " must be C-contiguous, with one or two axes"));
     }
     tensor.rows = array.ndim() == 2 ? array.shape(0) : 1;
     tensor.cols = array.shape(array.ndim() - 1);
@@ -85,8 +85,8 @@ ModelTensors tensors_from(const py::dict& config, const py::dict& arrays) {
                                 get("feed_forward.w3")});
     }
     model.final_norm = tensor_from(arrays, "norm.weight");
-    model.output = model.config.tied_embeddings ? model.token_embedding
-                                                : tensor_from(arrays, "output.weight");
+    model.output =
+        model.config.tied_embeddings ? model.token_embedding : tensor_from(arrays, "output.weight");
     return model;
 }
 
@@ -96,15 +96,17 @@ py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
     const ModelConfig& c = weights->config();
     const int n = static_cast<int>(tokens.size());
     if (n > c.max_seq_len) {
-        throw CapacityError(text("ids has ", n, " tokens, at most ", c.max_seq_len,
-                                 " fit the context"));
+        throw CapacityError(
+            text("ids has ", n, " tokens, at most ", c.max_seq_len, " fit the context"));
     }
     for (const int32_t token : tokens) {
         if (token < 0 || token >= c.vocab_size) {
-            throw ArgumentError(text("ids holds token ", token, ", expected 0 to ", c.vocab_size - 1));
+            throw ArgumentError(
+                text("ids holds token ", token, ", expected 0 to ", c.vocab_size - 1));
         }
     }
-    py::array_t<float> result({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(c.vocab_size)});
+    py::array_t<float> result(
+        {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(c.vocab_size)});
     float* out = result.mutable_data();
     if (n == 0) return result;
     const py::gil_scoped_release release;

@@ -4,7 +4,8 @@
 
 namespace pyllama2c {
 
-BlockManager::BlockManager(int n_blocks) : blocks_(n_blocks + 1), n_free_(n_blocks), head_(n_blocks) {
+BlockManager::BlockManager(int n_blocks)
+    : blocks_(n_blocks + 1), n_free_(n_blocks), head_(n_blocks) {
     for (int i = 0; i <= n_blocks; ++i) {
         blocks_[i].next = i == n_blocks ? 0 : i + 1;
         blocks_[i].previous = i == 0 ? n_blocks : i - 1;

@@ -17,9 +17,9 @@ double seconds(Clock::time_point from, Clock::time_point to) {
 
 Engine::Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_chunk)
     : backend_(std::move(backend)),
-      max_length_(std::min<size_t>(
-          backend_->config().max_seq_len,
-          static_cast<size_t>(backend_->n_blocks()) * BlockManager::kTokens)),
+      max_length_(
+          std::min<size_t>(backend_->config().max_seq_len,
+                           static_cast<size_t>(backend_->n_blocks()) * BlockManager::kTokens)),
       scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk) {}
 
 uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingParams params,
@@ -32,7 +32,8 @@ uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingPa
     const int vocab_size = backend_->config().vocab_size;
     for (const int32_t token : tokens) {
         if (token < 0 || token >= vocab_size) {
-            throw ArgumentError(text("prompt holds token ", token, ", expected 0 to ", vocab_size - 1));
+            throw ArgumentError(
+                text("prompt holds token ", token, ", expected 0 to ", vocab_size - 1));
         }
     }
     const Lock lock(mutex_);
@@ -136,8 +137,8 @@ void Engine::start_pass() {
         batch_.block_tables.push_back(block_tables_[i].data());
         const size_t end = s.n_computed + scheduled_[i].n_rows;
         for (size_t position = s.n_computed; position < end; ++position) {
-            batch_.rows.push_back({s.tokens[position], static_cast<int32_t>(position),
-                                   static_cast<int32_t>(i)});
+            batch_.rows.push_back(
+                {s.tokens[position], static_cast<int32_t>(position), static_cast<int32_t>(i)});
         }
         if (end == s.tokens.size()) {
             batch_.logit_rows.push_back(static_cast<int32_t>(batch_.rows.size()) - 1);

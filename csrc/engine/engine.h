@@ -25,9 +25,9 @@ struct Progress {
     FinishReason finish;          // kNone while it goes on; afterwards the request is forgotten
     // Once finished:
     uint64_t rng_state = 0;
-    size_t cached_tokens = 0;     // of the prompt, found in the cache
-    double prefill_seconds = 0;   // submission to first token
-    double decode_seconds = 0;    // first token to last
+    size_t cached_tokens = 0;    // of the prompt, found in the cache
+    double prefill_seconds = 0;  // submission to first token
+    double decode_seconds = 0;   // first token to last
 };
 
 class Engine {

@@ -35,8 +35,8 @@ void Sampler::apply_penalties(float* logits) const {
         // Keskar et al. 2019: towards "less likely" on either side of zero.
         logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;
         if (times > 0) {
-            logit -= params_.presence_penalty +
-                     params_.frequency_penalty * static_cast<float>(times);
+            logit -=
+                params_.presence_penalty + params_.frequency_penalty * static_cast<float>(times);
         }
     }
 }

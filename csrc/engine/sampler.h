@@ -40,8 +40,9 @@ class Sampler {
     SamplingParams params_;
     Rng rng_;
     bool penalised_;  // whether `generated_` is kept
-    std::unordered_map<int32_t, int32_t> generated_;  // tokens of prompt and text -> times in the text
-    std::vector<Candidate> candidates_;               // scratch
+    std::unordered_map<int32_t, int32_t>
+        generated_;                      // tokens of prompt and text -> times in the text
+    std::vector<Candidate> candidates_;  // scratch
 };
 
 }  // namespace pyllama2c

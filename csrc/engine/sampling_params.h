@@ -16,7 +16,7 @@ struct SamplingParams {
     float presence_penalty = 0.0f;
     float frequency_penalty = 0.0f;
     std::vector<std::pair<int32_t, float>> logit_bias;
-    int32_t max_tokens = -1;               // -1: until the context is full
+    int32_t max_tokens = -1;              // -1: until the context is full
     std::vector<int32_t> stop_token_ids;  // sorted; BOS and EOS among them unless ignored
     uint64_t rng_state = 1;               // where the random stream stands
 };

@@ -20,7 +20,7 @@ struct Sequence {
           sampler(std::move(params), this->tokens, n_prompt),
           priority(priority) {}
 
-    const uint64_t id;  // also the order of arrival
+    const uint64_t id;            // also the order of arrival
     std::vector<int32_t> tokens;  // prompt, then text
     const size_t n_prompt;
     Sampler sampler;

@@ -37,10 +37,10 @@ inline Vec low_lanes(Vec x, int n, Vec y) {
     return _mm512_mask_mov_ps(y, static_cast<__mmask16>((1u << n) - 1u), x);
 }
 inline float sum(Vec v) {
-    v = add(v, _mm512_shuffle_f32x4(v, v, 0x4E));         // lane i + lane i + 8
-    v = add(v, _mm512_shuffle_f32x4(v, v, 0xB1));         // + 4
-    v = add(v, _mm512_permute_ps(v, 0x4E));               // + 2
-    v = add(v, _mm512_permute_ps(v, 0xB1));               // + 1
+    v = add(v, _mm512_shuffle_f32x4(v, v, 0x4E));  // lane i + lane i + 8
+    v = add(v, _mm512_shuffle_f32x4(v, v, 0xB1));  // + 4
+    v = add(v, _mm512_permute_ps(v, 0x4E));        // + 2
+    v = add(v, _mm512_permute_ps(v, 0xB1));        // + 1
     return _mm512_cvtss_f32(v);
 }
 inline float max_lane(Vec v) { return _mm512_reduce_max_ps(v); }

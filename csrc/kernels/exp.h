@@ -13,7 +13,7 @@ constexpr float kLn2Hi = 0.693359375f;
 constexpr float kLn2Lo = -2.12194440e-4f;
 // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
 constexpr float kRoundMagic = 12582912.0f;
-constexpr float kExpSeries[8] = {1.0f,       1.0f,        1.0f / 2,   1.0f / 6,
+constexpr float kExpSeries[8] = {1.0f,      1.0f,       1.0f / 2,   1.0f / 6,
                                  1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
 
 }  // namespace pyllama2c

@@ -14,23 +14,23 @@
 
 namespace pyllama2c {
 
-constexpr int kLanes = 16;      // outputs in a panel
+constexpr int kLanes = 16;        // outputs in a panel
 constexpr int kBlockTokens = 16;  // tokens in a block of the KV cache: one panel of keys
 
 constexpr int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // One query of one head against the keys and values of its sequence so far.
 struct Attention {
-    const float* q;           // [head_size]
-    const char* k_base;       // block 0's keys of this layer and head: [head_size][16] floats
-    const char* v_base;       // block 0's values: [padded(head_size) / 16][16 tokens][16] floats
-    size_t block_stride;      // bytes from one block to the next
+    const float* q;              // [head_size]
+    const char* k_base;          // block 0's keys of this layer and head: [head_size][16] floats
+    const char* v_base;          // block 0's values: [padded(head_size) / 16][16 tokens][16] floats
+    size_t block_stride;         // bytes from one block to the next
     const int32_t* block_table;  // [ceil(n_tokens / 16)] block numbers
-    int n_tokens;             // >= 1
+    int n_tokens;                // >= 1
     int head_size;
-    float scale;              // 1 / sqrt(head_size)
-    float* scores;            // scratch [padded(n_tokens)]
-    float* out;               // [head_size]
+    float scale;    // 1 / sqrt(head_size)
+    float* scores;  // scratch [padded(n_tokens)]
+    float* out;     // [head_size]
 };
 
 struct KernelTable {

@@ -41,7 +41,8 @@ inline void tile_f32(const float* w, int k, const float* x, size_t x_stride, flo
     for (int i = 0; i < k; ++i) {
         Vec weights[P];
 #pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) weights[p] = load(w + p * panel + static_cast<size_t>(i) * kLanes);
+        for (int p = 0; p < P; ++p)
+            weights[p] = load(w + p * panel + static_cast<size_t>(i) * kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
             const Vec value = set1(x[r * x_stride + i]);
@@ -61,8 +62,8 @@ inline void tile_f32(const float* w, int k, const float* x, size_t x_stride, flo
 
 // The last rows, fewer than a full tile: finds R = rows at compile time.
 template <int P, int R>
-inline void tail_rows_f32(const float* w, int k, const float* x, size_t x_stride, int rows, float* y,
-                          size_t y_stride, bool accumulate) {
+inline void tail_rows_f32(const float* w, int k, const float* x, size_t x_stride, int rows,
+                          float* y, size_t y_stride, bool accumulate) {
     if constexpr (R > 0) {
         if (rows == R) {
             tile_f32<P, R>(w, k, x, x_stride, y, y_stride, accumulate);
@@ -166,8 +167,8 @@ inline void score_blocks(const Attention& a, int block) {
     Vec dots[B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        keys[b] = reinterpret_cast<const float*>(a.k_base +
-                                                 a.block_table[block + b] * a.block_stride);
+        keys[b] =
+            reinterpret_cast<const float*>(a.k_base + a.block_table[block + b] * a.block_stride);
         dots[b] = zero();
     }
     for (int d = 0; d < a.head_size; ++d) {
@@ -191,10 +192,9 @@ inline void sum_values(const Attention& a, int first, float scale) {
         for (int c = 0; c < 4; ++c) chains[p][c] = zero();
     }
     for (int t0 = 0; t0 < a.n_tokens; t0 += kBlockTokens) {
-        const float* values =
-            reinterpret_cast<const float*>(a.v_base +
-                                           a.block_table[t0 / kBlockTokens] * a.block_stride) +
-            first * kBlockTokens * kLanes;
+        const float* values = reinterpret_cast<const float*>(
+                                  a.v_base + a.block_table[t0 / kBlockTokens] * a.block_stride) +
+                              first * kBlockTokens * kLanes;
         const int count = a.n_tokens - t0 < kBlockTokens ? a.n_tokens - t0 : kBlockTokens;
         for (int t = 0; t < count; t += 4) {
 #pragma GCC unroll 4
@@ -214,8 +214,8 @@ inline void sum_values(const Attention& a, int first, float scale) {
     }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-        const Vec total = mul(add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3])),
-                              set1(scale));
+        const Vec total =
+            mul(add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3])), set1(scale));
         const int d = (first + p) * kLanes;
         if (d + kLanes <= a.head_size) {
             store(a.out + d, total);

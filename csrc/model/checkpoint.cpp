@@ -35,9 +35,9 @@ class Cursor {
         const bool overflow = __builtin_mul_overflow(count, item, &bytes);
         if (overflow || bytes > size_ - position_) {
             throw CheckpointError(text(
-                field, " needs ",
-                overflow ? std::string("more than 2^64") : std::to_string(bytes), " bytes at offset ",
-                position_, ", but the file ends at ", size_, ": truncated, or a wrong header"));
+                field, " needs ", overflow ? std::string("more than 2^64") : std::to_string(bytes),
+                " bytes at offset ", position_, ", but the file ends at ", size_,
+                ": truncated, or a wrong header"));
         }
         const unsigned char* start = data_ + position_;
         position_ += bytes;
@@ -86,7 +86,7 @@ struct Reader {
     }
 
     // One tensor of each layer; `member` says which.
-    void per_layer(ModelTensors& model, const char* field, Tensor LayerTensors::*member,
+    void per_layer(ModelTensors& model, const char* field, Tensor LayerTensors::* member,
                    int64_t rows, int64_t cols) {
         for (LayerTensors& layer : model.layers) {
             layer.*member = rows == 1 ? floats(field, rows, cols) : matrix(field, rows, cols);
@@ -159,7 +159,8 @@ Checkpoint parse_checkpoint(const unsigned char* data, size_t size) {
         }
         read_sizes(file, config);
         const int tied = file.read<uint8_t>("shared_classifier");
-        if (tied > 1) throw CheckpointError(text("shared_classifier is ", tied, ", expected 0 or 1"));
+        if (tied > 1)
+            throw CheckpointError(text("shared_classifier is ", tied, ", expected 0 or 1"));
         config.tied_embeddings = tied == 1;
         config.validate();
         if (checkpoint.version == 2) {

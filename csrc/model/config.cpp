@@ -17,7 +17,8 @@ void in_range(const char* field, int value, int most) {
 }  // namespace
 
 void ModelConfig::validate() const {
-    constexpr int kMost = 1 << 24;  // far above any model, low enough that sums of widths fit an int
+    constexpr int kMost =
+        1 << 24;  // far above any model, low enough that sums of widths fit an int
     in_range("dim", dim, kMost);
     in_range("hidden_dim", hidden_dim, kMost);
     in_range("n_layers", n_layers, 1 << 16);

@@ -59,8 +59,8 @@ void Tensor::read_row(int64_t row, float* out) const {
             break;
         case DType::kBFloat16:
             for (int64_t i = 0; i < cols; ++i) {
-                out[i] = from_bits(static_cast<uint32_t>(load<uint16_t>(data + (first + i) * 2))
-                                   << 16);
+                out[i] =
+                    from_bits(static_cast<uint32_t>(load<uint16_t>(data + (first + i) * 2)) << 16);
             }
             break;
         case DType::kInt8:

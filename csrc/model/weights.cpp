@@ -176,9 +176,9 @@ Weights::Weights(const ModelTensors& tensors, int n_threads) : config_(tensors.c
 }
 
 void Weights::embed(int token, float* x) const {
-    const float* column =
-        embedding_.data + static_cast<size_t>(token / kLanes) * embedding_.k * kLanes +
-        token % kLanes;
+    const float* column = embedding_.data +
+                          static_cast<size_t>(token / kLanes) * embedding_.k * kLanes +
+                          token % kLanes;
     for (int i = 0; i < embedding_.k; ++i) x[i] = column[static_cast<size_t>(i) * kLanes];
     for (int i = embedding_.k; i < padded(embedding_.k); ++i) x[i] = 0.0f;
 }

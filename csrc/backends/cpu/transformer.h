@@ -16,7 +16,8 @@ namespace pyllama2c {
 class CpuTransformer : public Backend {
   public:
     // Throws CapacityError where the memory cannot be reserved.
-    CpuTransformer(std::shared_ptr<const Weights> weights, int n_threads, int max_rows, int n_blocks);
+    CpuTransformer(std::shared_ptr<const Weights> weights, int n_threads, int max_rows,
+                   int n_blocks);
 
     const ModelConfig& config() const override { return weights_->config(); }
     int max_rows() const override { return max_rows_; }
@@ -57,20 +58,20 @@ class CpuTransformer : public Backend {
     const int hidden_;         // padded(hidden_dim)
     const int logits_stride_;  // padded(vocab_size)
 
-    Buffer<float> x_;         // [rows][dim_] residual stream
-    Buffer<float> normed_;    // [rows][dim_]
-    Buffer<float> qkv_rows_;  // [rows][qkv_] queries, keys, values
-    Buffer<float> attended_;  // [rows][dim_]
-    Buffer<float> gate_up_;   // [rows][2 * hidden_] 16 gates, 16 ups in turn
-    Buffer<float> gated_;     // [rows][hidden_]
-    Buffer<float> logits_;    // [rows][logits_stride_]
+    Buffer<float> x_;          // [rows][dim_] residual stream
+    Buffer<float> normed_;     // [rows][dim_]
+    Buffer<float> qkv_rows_;   // [rows][qkv_] queries, keys, values
+    Buffer<float> attended_;   // [rows][dim_]
+    Buffer<float> gate_up_;    // [rows][2 * hidden_] 16 gates, 16 ups in turn
+    Buffer<float> gated_;      // [rows][hidden_]
+    Buffer<float> logits_;     // [rows][logits_stride_]
     Buffer<float> cos_, sin_;  // [max_seq_len][head_size], filled as far as positions were used
     int rotary_filled_ = 0;
     std::vector<Buffer<float>> scores_;  // per thread [padded(max_seq_len)]
 
     // The pass in progress.
     const Batch* batch_ = nullptr;
-    int layer_ = 0;      // the next one; n_layers: only the classifier is left
+    int layer_ = 0;  // the next one; n_layers: only the classifier is left
     bool out_of_time_ = false;
 };
 
