@@ -73,6 +73,12 @@ class Tokenizer:
             return cls(data, path=path)
         return cls(llama2c_bin.to_model_proto(data, str(path)), path=path, kind="llama2.c")
 
+    @property
+    def serialized(self) -> bytes:
+        """The vocabulary as the bytes of a `.model` file."""
+        model: bytes = self._processor.serialized_model_proto()
+        return model
+
     def __repr__(self) -> str:
         return f"<Tokenizer {self.path or ''} ({self.kind}, {self.vocab_size} pieces)>"
 
