@@ -8,7 +8,7 @@ import sys
 from itertools import count
 from typing import TYPE_CHECKING
 
-from pyllama2c.cli.common import note, show, tokenizer_of
+from pyllama2c.cli.common import note, show, tokenizer_of, with_seed
 from pyllama2c.sampling import MAX_SEED, SamplingParams
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def chat(
     """
     tokenizer, context = tokenizer_of(model), model.config.max_seq_len
     steps = min(steps or context, context)
+    params = with_seed(params)
+    _prepare_stdin()
     history: list[int] = []
     for turn in count():
         user = first_prompt if turn == 0 and first_prompt else _ask("User: ")
@@ -72,14 +74,17 @@ def _render(user: str, system: str) -> str:
     return f"[INST] {user} [/INST]"
 
 
-def _ask(label: str) -> str | None:
-    """A line from stdin that is not empty, or None at the end of input."""
+def _prepare_stdin() -> None:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
-    if sys.stdin.isatty():
+    if sys.stdin is not None and sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() line editing and a history
-    while True:
+
+
+def _ask(label: str) -> str | None:
+    """A line from stdin that is not empty, or None at the end of input."""
+    while sys.stdin is not None:  # it is None if whoever started us has closed it
         try:
             line = input(label).strip()
         except EOFError:
@@ -87,3 +92,4 @@ def _ask(label: str) -> str | None:
             return None
         if line:
             return line
+    return None

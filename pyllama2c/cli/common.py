@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from pyllama2c.model import Model
+    from pyllama2c.sampling import SamplingParams
     from pyllama2c.tokenizer import Tokenizer
 
 model_argument = click.argument("model", required=False, type=click.Path(path_type=Path))
@@ -38,6 +40,16 @@ def tokenizer_of(model: Model) -> Tokenizer:
     if model.tokenizer is None:
         raise click.UsageError(f"No tokenizer was found next to {model.path}: name one with -z.")
     return model.tokenizer
+
+
+def with_seed(params: SamplingParams) -> SamplingParams:
+    """The parameters with a seed: where they have none, a random one, told on stderr."""
+    if params.seed is not None:
+        return params
+    params = params.replace(seed=secrets.randbits(32))
+    if params.temperature > 0:
+        note(f"seed: {params.seed}")
+    return params
 
 
 def show(text: str) -> None:

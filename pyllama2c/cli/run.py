@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from pyllama2c.cli.common import (
     threads_option,
     tokenizer_of,
     tokenizer_option,
+    with_seed,
 )
 from pyllama2c.errors import CapacityError
 from pyllama2c.sampling import SamplingParams
@@ -74,12 +74,9 @@ def run(  # noqa: PLR0917 - click passes every option by name
         top_k=top_k,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
-        seed=secrets.randbits(32) if seed is None else seed,
+        seed=seed,
     )
     with open_model(model, tokenizer, threads) as loaded:
-        if seed is None and temperature > 0:
-            tokenizer_of(loaded)  # what can go wrong should do so before the seed is told
-            note(f"seed: {params.seed}")
         if mode == "chat":
             from pyllama2c.cli.chat import chat
 
@@ -101,6 +98,7 @@ def tell(model: Model, params: SamplingParams, steps: int, prompt: str) -> None:
     if len(ids) > context:
         raise CapacityError(f"the prompt has {len(ids)} tokens, the context holds {context}")
     room = steps - (len(ids) - 1)
+    params = with_seed(params)
     show(tokenizer.decode(ids[: steps + 1]))
     completion = None
     try:
