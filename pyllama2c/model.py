@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast, overload
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,8 @@ from pyllama2c.tokenizer import Tokenizer, find_tokenizer
 
 Prompt = str | Sequence[int]
 PathLike = str | os.PathLike[str]
+DType = Literal["auto", "float32", "bfloat16", "int8", "int4"]
+KvDType = Literal["float32", "float16", "int8"]
 
 _BLOCK_TOKENS = 16  # of the KV cache
 _DEFAULT_KV_BYTES = 512 << 20
@@ -40,6 +42,9 @@ class Model:
         tokenizer: a `Tokenizer`, or the path of a ``.model`` or llama2.c ``.bin`` file. Default:
             the one next to the model (``tokenizer.model``, ``tokenizer.bin``, ``tok*``); without
             any, the model still works with token ids.
+        dtype: how to keep the weights: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``;
+            ``"auto"`` keeps what the file stores (float16 becomes float32, which holds it exactly).
+        kv_dtype: how to keep keys and values: ``"float32"``, ``"float16"`` or ``"int8"``.
         n_threads: threads to compute with. Default: the CPUs this process may use (affinity and
             container quota). Small models use fewer where more would not help.
         max_sequences: how many requests are computed together; more wait their turn.
@@ -59,6 +64,8 @@ class Model:
         path: PathLike,
         *,
         tokenizer: Tokenizer | PathLike | None = None,
+        dtype: DType = "auto",
+        kv_dtype: KvDType = "float32",
         n_threads: int | None = None,
         max_sequences: int = 64,
         prefill_chunk: int = 64,
@@ -72,13 +79,15 @@ class Model:
         max_sequences = _positive("max_sequences", max_sequences, 1 << 16)
         kv_bytes = None if kv_memory is None else parse_bytes("kv_memory", kv_memory)
 
-        self._weights, self._format = _load_weights(self.path, self._n_threads)
+        self._kv_type = _kv_type(kv_dtype)
+        self._weights, self._format = _load_weights(self.path, dtype, self._n_threads)
         self.config = ModelConfig(**self._weights.config)
         """The model's sizes."""
         self.tokenizer = self._load_tokenizer(tokenizer)
         """Text to ids and back; None if there is none next to the model."""
         self._engine: _core.Engine | None = _core.Engine(
             self._weights,
+            kv_type=self._kv_type,
             n_threads=self._n_threads,
             max_sequences=max_sequences,
             prefill_chunk=self._prefill_chunk,
@@ -94,7 +103,7 @@ class Model:
         return tokenizer
 
     def _count_blocks(self, kv_bytes: int | None) -> int:
-        per_block = self._weights.kv_bytes_per_block
+        per_block = self._weights.kv_bytes_per_block(self._kv_type)
         context = -(-self.config.max_seq_len // _BLOCK_TOKENS)
         if kv_bytes is None:
             return max(min(32 * context, _DEFAULT_KV_BYTES // per_block), context)
@@ -188,7 +197,9 @@ class Model:
             ClosedError: the model is closed.
         """
         self._open_engine()
-        return self._weights.logits(_as_ids(ids), self._n_threads, self._prefill_chunk)
+        return self._weights.logits(
+            _as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
+        )
 
     def info(self) -> dict[str, Any]:
         """Facts about the loaded model: format, dtype, sizes in bytes, ISA, threads."""
@@ -197,8 +208,10 @@ class Model:
             "path": str(self.path),
             **self._format,
             "file_bytes": size,
+            "dtype": self._weights.dtype,
             "weights_bytes": self._weights.nbytes,
-            "kv_bytes_per_token": self._weights.kv_bytes_per_block // _BLOCK_TOKENS,
+            "kv_dtype": self._kv_type.name,
+            "kv_bytes_per_token": self._weights.kv_bytes_per_block(self._kv_type) // _BLOCK_TOKENS,
             "isa": _core.isa(),
             "n_threads": self._n_threads if _core.has_openmp() else 1,
             "openmp": _core.has_openmp(),
@@ -291,15 +304,22 @@ def parse_bytes(name: str, value: int | str) -> int:
     raise ArgumentError(f'{name} is {value!r}, expected bytes, or text such as "512MiB" or "1GiB"')
 
 
-def _load_weights(path: Path, n_threads: int) -> tuple[_core.Weights, dict[str, str]]:
+def _kv_type(name: str) -> _core.KvType:
+    types = _core.KvType.__members__
+    if name not in types:
+        raise ArgumentError(f"kv_dtype is {name!r}, expected one of {', '.join(types)}")
+    return types[name]
+
+
+def _load_weights(path: Path, dtype: str, n_threads: int) -> tuple[_core.Weights, dict[str, str]]:
     if path.is_dir():
         from pyllama2c.checkpoint import open_checkpoint
 
         checkpoint = open_checkpoint(path)
         fields = {name: getattr(checkpoint.config, name) for name in ModelConfig.__slots__}
-        weights = _core.Weights.from_tensors(fields, dict(checkpoint.tensors), n_threads)
+        weights = _core.Weights.from_tensors(fields, dict(checkpoint.tensors), dtype, n_threads)
         return weights, {"format": checkpoint.kind, "stored_dtype": checkpoint.dtype}
-    weights, about = _core.Weights.from_file(os.fspath(path), n_threads)
+    weights, about = _core.Weights.from_file(os.fspath(path), dtype, n_threads)
     stored = f"int8 (groups of {about['group_size']})" if about["group_size"] else "float32"
     return weights, {"format": f"llama2.c v{about['version']}", "stored_dtype": stored}
 

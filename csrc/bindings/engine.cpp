@@ -15,10 +15,10 @@ namespace {
 
 static_assert(BlockManager::kTokens == kBlockTokens);
 
-std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, int n_threads,
-                                    int max_sequences, int prefill_chunk, int n_blocks) {
+std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvType kv_type,
+                                    int n_threads, int max_sequences, int prefill_chunk, int n_blocks) {
     const int max_rows = max_sequences + prefill_chunk;
-    auto backend = std::make_unique<CpuTransformer>(weights, n_threads, max_rows, n_blocks);
+    auto backend = std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
     return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk);
 }
 
@@ -55,7 +55,7 @@ void register_engine(py::module_& m) {
         .def_readonly("decode_seconds", &Progress::decode_seconds);
 
     py::class_<Engine>(m, "Engine", "Continuous batching over one model.")
-        .def(py::init(&make_engine), py::arg("weights"), py::arg("n_threads"),
+        .def(py::init(&make_engine), py::arg("weights"), py::arg("kv_type"), py::arg("n_threads"),
              py::arg("max_sequences"), py::arg("prefill_chunk"), py::arg("n_blocks"))
         .def("submit", &Engine::submit, py::arg("tokens"), py::arg("n_prompt"), py::arg("params"),
              py::arg("priority") = 0, py::call_guard<py::gil_scoped_release>())

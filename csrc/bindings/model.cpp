@@ -92,7 +92,8 @@ ModelTensors tensors_from(const py::dict& config, const py::dict& arrays) {
 
 // (len(tokens), vocab_size) float32, computed in chunks in a cache of its own.
 py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
-                              const std::vector<int32_t>& tokens, int n_threads, int chunk) {
+                              const std::vector<int32_t>& tokens, KvType kv_type,
+                              int n_threads, int chunk) {
     const ModelConfig& c = weights->config();
     const int n = static_cast<int>(tokens.size());
     if (n > c.max_seq_len) {
@@ -113,7 +114,7 @@ py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
     const int n_blocks = (n + kBlockTokens - 1) / kBlockTokens;
     std::vector<int32_t> blocks(n_blocks);
     for (int i = 0; i < n_blocks; ++i) blocks[i] = i;
-    CpuTransformer transformer(weights, n_threads, std::min(chunk, n), n_blocks);
+    CpuTransformer transformer(weights, kv_type, n_threads, std::min(chunk, n), n_blocks);
     SignalCheck interrupted;
     for (int start = 0; start < n; start += chunk) {
         interrupted();
@@ -135,37 +136,48 @@ py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
 }  // namespace
 
 void register_model(py::module_& m) {
+    py::enum_<KvType>(m, "KvType")
+        .value("float32", KvType::kFloat32)
+        .value("float16", KvType::kFloat16)
+        .value("int8", KvType::kInt8);
+
     py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "A model's packed weights.")
         .def_static(
             "from_file",
-            [](const std::string& path, int n_threads) {
+            [](const std::string& path, const std::string& dtype, int n_threads) {
                 const py::gil_scoped_release release;
                 const Checkpoint checkpoint = open_checkpoint(path);
-                auto weights = std::make_shared<Weights>(checkpoint.tensors, n_threads);
+                auto weights = std::make_shared<Weights>(
+                    checkpoint.tensors, weight_type(dtype, checkpoint.tensors), n_threads);
                 const py::gil_scoped_acquire acquire;
                 py::dict about;
                 about["version"] = checkpoint.version;
                 about["group_size"] = checkpoint.group_size;
                 return py::make_tuple(weights, about);
             },
-            py::arg("path"), py::arg("n_threads"),
+            py::arg("path"), py::arg("dtype"), py::arg("n_threads"),
             "Read a llama2.c checkpoint (v0, v1, v2). Returns the weights and what the file is.")
         .def_static(
             "from_tensors",
-            [](const py::dict& config, const py::dict& arrays, int n_threads) {
+            [](const py::dict& config, const py::dict& arrays, const std::string& dtype,
+               int n_threads) {
                 const ModelTensors tensors = tensors_from(config, arrays);
                 const py::gil_scoped_release release;
-                return std::make_shared<Weights>(tensors, n_threads);
+                return std::make_shared<Weights>(tensors, weight_type(dtype, tensors), n_threads);
             },
-            py::arg("config"), py::arg("tensors"), py::arg("n_threads"),
+            py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("n_threads"),
             "Pack arrays under llama2.c's names: float32, float16, or bfloat16 as uint16.")
         .def_property_readonly("config", [](const Weights& w) { return config_dict(w.config()); })
         .def_property_readonly("nbytes", &Weights::nbytes)
         .def_property_readonly("bytes_per_token", &Weights::bytes_per_token)
-        .def_property_readonly(
+        .def_property_readonly("dtype", [](const Weights& w) { return weight_type_name(w.type()); })
+        .def(
             "kv_bytes_per_block",
-            [](const Weights& w) { return KvCache::bytes_per_block(w.config()); })
-        .def("logits", &all_logits, py::arg("tokens"), py::arg("n_threads"), py::arg("chunk"),
+            [](const Weights& w, KvType type) {
+                return KvCache::bytes_per_block(w.config(), type);
+            },
+            py::arg("kv_type"))
+        .def("logits", &all_logits, py::arg("tokens"), py::arg("kv_type"), py::arg("n_threads"), py::arg("chunk"),
              "float32 logits (len(tokens), vocab_size).");
 }
 

@@ -14,7 +14,10 @@ struct Vec {
 constexpr int kRowPanels = 4;   // 8 chains of latency 4 keep both FMA units busy
 constexpr int kTilePanels = 1;  // 6 x 2 sums + 2 weights + 1 broadcast: 15 of 16 registers
 constexpr int kTileRows = 6;
+constexpr int kRowPanelsQ = 2;
+constexpr int kTileRowsQ = 4;  // 4 x 2 sums, 4 halves of weights, 2 of activations: 14 registers
 constexpr int kValuePanels = 1;
+constexpr int kBias8 = 128, kBias4 = 8;
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Vec v) {
@@ -72,12 +75,110 @@ inline float max_lane(Vec v) {
     return _mm_cvtss_f32(four);
 }
 
+inline Vec abs(Vec v) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, v.lo), _mm256_andnot_ps(sign, v.hi)};
+}
+inline __m256i load_256(const void* p) {
+    return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+inline Vec load_half(const uint16_t* p) {
+    const __m256i halves = load_256(p);
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(halves)),
+            _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
+}
+inline void store_half(uint16_t* p, Vec v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.lo, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
+                     _mm256_cvtps_ph(v.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Vec load_signed_bytes(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+inline void load_bf16(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m256i lo = load_256(p), hi = load_256(p + 16);
+    const __m256i mask = _mm256_set1_epi32(-0x10000);
+    even = {_mm256_castsi256_ps(_mm256_slli_epi32(lo, 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(hi, 16))};
+    odd = {_mm256_castsi256_ps(_mm256_and_si256(lo, mask)),
+           _mm256_castsi256_ps(_mm256_and_si256(hi, mask))};
+}
+
+// Without VNNI: bytes widened to 16 bits, even and odd ones apart, and VPMADDWD. (VPMADDUBSW would
+// do it in fewer instructions, but it saturates.)
+struct Ints {
+    __m256i lo, hi;
+};
+struct Bytes {
+    __m256i lo_even, lo_odd, hi_even, hi_odd;
+};
+struct Quad {
+    __m256i even, odd;
+};
+
+inline Ints set1_int(int v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
+inline Ints add_int(Ints a, Ints b) {
+    return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+inline int sum_int(Ints v) {
+    const __m256i eight = _mm256_add_epi32(v.lo, v.hi);
+    __m128i four =
+        _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
+    return _mm_cvtsi128_si32(four);
+}
+inline Vec to_float(Ints v) { return {_mm256_cvtepi32_ps(v.lo), _mm256_cvtepi32_ps(v.hi)}; }
+inline Bytes widen(__m256i lo, __m256i hi) {
+    const __m256i mask = _mm256_set1_epi16(255);
+    return {_mm256_and_si256(lo, mask), _mm256_srli_epi16(lo, 8), _mm256_and_si256(hi, mask),
+            _mm256_srli_epi16(hi, 8)};
+}
+inline Bytes load_bytes(const uint8_t* p) { return widen(load_256(p), load_256(p + 32)); }
+inline void load_nibbles(const uint8_t* p, Bytes& low, Bytes& high) {
+    const __m256i lo = load_256(p), hi = load_256(p + 32);
+    const __m256i mask = _mm256_set1_epi8(15);
+    low = widen(_mm256_and_si256(lo, mask), _mm256_and_si256(hi, mask));
+    high = widen(_mm256_and_si256(_mm256_srli_epi16(lo, 4), mask),
+                 _mm256_and_si256(_mm256_srli_epi16(hi, 4), mask));
+}
+inline Quad set1_quad(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    const __m256i quad = _mm256_set1_epi32(four);
+    return {_mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8), _mm256_srai_epi16(quad, 8)};
+}
+inline __m256i dot_half(__m256i sums, __m256i even, __m256i odd, Quad quad) {
+    const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, quad.even),
+                                              _mm256_madd_epi16(odd, quad.odd));
+    return _mm256_add_epi32(sums, products);
+}
+inline Ints dot(Ints sums, Bytes weights, Quad quad) {
+    return {dot_half(sums.lo, weights.lo_even, weights.lo_odd, quad),
+            dot_half(sums.hi, weights.hi_even, weights.hi_odd, quad)};
+}
+inline Ints round_to_bytes(Vec x, int8_t* q) {
+    const Ints whole = {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)};
+    // packs works within 128-bit halves: quarters come out as 0 2 1 3
+    const __m256i words =
+        _mm256_permute4x64_epi64(_mm256_packs_epi32(whole.lo, whole.hi), 0xD8);
+    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words),
+                                          _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), bytes);
+    return whole;
+}
+
 #include "kernels/vector_kernels.h"
 
 }  // namespace
 
 const KernelTable avx2_kernels = {
-    "avx2", matmul_f32, rmsnorm, rope, swiglu, attend_f32, softmax,
+    "avx2", matmul_f32, matmul_bf16, matmul_q8, matmul_q4, quantize, rmsnorm, rope, swiglu,
+    {store_key<KvF32>, store_key<KvF16>, store_key<KvQ8>},
+    {store_value<KvF32>, store_value<KvF16>, store_value<KvQ8>},
+    {attend<KvF32>, attend<KvF16>, attend<KvQ8>}, softmax,
 };
 
 }  // namespace pyllama2c

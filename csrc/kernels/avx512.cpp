@@ -12,7 +12,10 @@ using Vec = __m512;
 constexpr int kRowPanels = 8;   // 8 chains of latency 4 keep both FMA units busy
 constexpr int kTilePanels = 2;  // 2 x 12 sums + 2 weights + 1 broadcast: 27 of 32 registers
 constexpr int kTileRows = 12;
+constexpr int kRowPanelsQ = 4;
+constexpr int kTileRowsQ = 12;
 constexpr int kValuePanels = 4;  // head size 64 in one pass
+constexpr int kBias8 = 128, kBias4 = 8;  // weights stay unsigned, as VPDPBUSD wants them
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
@@ -45,12 +48,61 @@ inline float sum(Vec v) {
 }
 inline float max_lane(Vec v) { return _mm512_reduce_max_ps(v); }
 
+inline Vec abs(Vec v) { return _mm512_abs_ps(v); }
+inline Vec load_half(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_half(uint16_t* p, Vec v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+}
+inline Vec load_signed_bytes(const int8_t* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+}
+inline void load_bf16(const uint16_t* p, Vec& even, Vec& odd) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    odd = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(-0x10000)));
+}
+
+using Ints = __m512i;
+using Bytes = __m512i;
+using Quad = __m512i;
+
+inline Ints set1_int(int v) { return _mm512_set1_epi32(v); }
+inline Ints add_int(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
+inline int sum_int(Ints v) { return _mm512_reduce_add_epi32(v); }
+inline Vec to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
+inline Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline void load_nibbles(const uint8_t* p, Bytes& low, Bytes& high) {
+    const __m512i pairs = _mm512_loadu_si512(p);
+    const __m512i mask = _mm512_set1_epi8(15);
+    low = _mm512_and_si512(pairs, mask);
+    high = _mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask);
+}
+inline Quad set1_quad(const int8_t* p) {
+    int32_t four;
+    __builtin_memcpy(&four, p, sizeof four);
+    return _mm512_set1_epi32(four);
+}
+inline Ints dot(Ints sums, Bytes weights, Quad quad) {
+    return _mm512_dpbusd_epi32(sums, weights, quad);
+}
+inline Ints round_to_bytes(Vec x, int8_t* q) {
+    const __m512i whole = _mm512_cvtps_epi32(x);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(whole));
+    return whole;
+}
+
 #include "kernels/vector_kernels.h"
 
 }  // namespace
 
 const KernelTable avx512_kernels = {
-    "avx512", matmul_f32, rmsnorm, rope, swiglu, attend_f32, softmax,
+    "avx512", matmul_f32, matmul_bf16, matmul_q8, matmul_q4, quantize, rmsnorm, rope, swiglu,
+    {store_key<KvF32>, store_key<KvF16>, store_key<KvQ8>},
+    {store_value<KvF32>, store_value<KvF16>, store_value<KvQ8>},
+    {attend<KvF32>, attend<KvF16>, attend<KvQ8>}, softmax,
 };
 
 }  // namespace pyllama2c

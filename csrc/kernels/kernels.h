@@ -14,32 +14,90 @@
 
 namespace pyllama2c {
 
-constexpr int kLanes = 16;        // outputs in a panel
+constexpr int kLanes = 16;      // outputs in a panel
 constexpr int kBlockTokens = 16;  // tokens in a block of the KV cache: one panel of keys
 
 constexpr int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
+// How a matrix W (n outputs, k inputs) is packed: panels of 16 outputs, the last one filled up with
+// zeros. Quantized activations are x ~ q * scale, one scale for each `group` inputs.
+enum class Packing {
+    kFloat32,   // [panels][k][16] floats
+    kBFloat16,  // [panels][ceil(k / 2)][16][2] upper halves of floats
+    kInt8,      // [panels][ceil(k / 4)][16][4] bytes, value + 128; float scales [panels][1 or groups][16]
+    kInt4,      // [panels][ceil(k / 8)][16][4] bytes: value + 8 of inputs 0..3 in the low, 4..7 in the
+                // high half of each; half-precision scales [panels][groups][16], group 32
+};
+
+// Longest group: 255 * 127 * kMaxGroup stays below 2^31, so integer sums are exact in any order.
+constexpr int kMaxGroup = 32768;
+constexpr int kInt4Group = 32;
+
+// y[r][n] = (accumulate ? y[r][n] : 0) + sum over k of x[r][k] * W[n][k]
+//
+// Float weights: one chain of fused multiply-adds over k. Quantized weights: the groups in order,
+// sum = fma(float(exact integer sum), weight scale * activation scale, sum).
+struct Matmul {
+    const void* w;
+    const void* w_scales;      // quantized
+    size_t w_scale_step;       // from one group's scales to the next: 16, or 0 where a row has one
+    int k;
+    int panels;
+    int group;                 // quantized: inputs per group, a multiple of 16 or all of them
+    const float* x;            // float weights: rows at x_stride floats
+    const int8_t* q;           // quantized: rows at x_stride bytes, see quantize()
+    size_t x_stride;
+    const float* q_scales;     // [rows][groups]
+    const int32_t* q_sums;     // [rows][groups]
+    int rows;
+    float* y;                  // rows at y_stride floats, 16 * panels wide
+    size_t y_stride;
+    bool accumulate;
+};
+
+// How the KV cache keeps its numbers. Keys of a block and head: [head_size][16 tokens]; values:
+// [padded(head_size) / 16][16 tokens][16]; kInt8 adds a float per token: [16] behind each.
+enum class KvType { kFloat32, kFloat16, kInt8 };
+
+constexpr size_t kv_element_bytes(KvType type) {
+    return type == KvType::kFloat32 ? 4 : type == KvType::kFloat16 ? 2 : 1;
+}
+constexpr size_t kv_scale_bytes(KvType type) {
+    return type == KvType::kInt8 ? kBlockTokens * sizeof(float) : 0;
+}
+// Bytes of one block's keys, or values, of one head.
+constexpr size_t kv_key_bytes(KvType type, int head_size) {
+    return kv_element_bytes(type) * head_size * kBlockTokens + kv_scale_bytes(type);
+}
+constexpr size_t kv_value_bytes(KvType type, int head_size) {
+    return kv_element_bytes(type) * padded(head_size) * kBlockTokens + kv_scale_bytes(type);
+}
+
 // One query of one head against the keys and values of its sequence so far.
 struct Attention {
     const float* q;              // [head_size]
-    const char* k_base;          // block 0's keys of this layer and head: [head_size][16] floats
-    const char* v_base;          // block 0's values: [padded(head_size) / 16][16 tokens][16] floats
+    const char* k_base;          // block 0's keys of this layer and head
+    const char* v_base;          // block 0's values
     size_t block_stride;         // bytes from one block to the next
     const int32_t* block_table;  // [ceil(n_tokens / 16)] block numbers
     int n_tokens;                // >= 1
     int head_size;
-    float scale;    // 1 / sqrt(head_size)
-    float* scores;  // scratch [padded(n_tokens)]
-    float* out;     // [head_size]
+    float scale;                 // 1 / sqrt(head_size)
+    float* scores;               // scratch [padded(n_tokens)]
+    float* out;                  // [head_size]
 };
 
 struct KernelTable {
     const char* isa;
 
-    // y[r][n] = (accumulate ? y[r][n] : 0) + sum over k of x[r][k] * w[n / 16][k][n % 16]
-    // w: [panels][k][16]; x: rows at x_stride floats; y: rows at y_stride floats, 16 * panels wide.
-    void (*matmul_f32)(const float* w, int k, int panels, const float* x, size_t x_stride, int rows,
-                       float* y, size_t y_stride, bool accumulate);
+    void (*matmul_f32)(const Matmul& m);
+    void (*matmul_bf16)(const Matmul& m);
+    void (*matmul_q8)(const Matmul& m);
+    void (*matmul_q4)(const Matmul& m);
+
+    // q = round(x * 127 / max|x|) for each group of x, padded [n]; q is written up to padded(n).
+    // scales: [groups] max|x| / 127; sums: [groups] of the q.
+    void (*quantize)(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums);
 
     // y = x / sqrt(mean(x^2) + eps) * weight; all padded [n]
     void (*rmsnorm)(const float* x, const float* weight, int n, float eps, float* y);
@@ -51,9 +109,14 @@ struct KernelTable {
     // h = silu(gate) * up. gate_up: [panels][gate 16, up 16], h: [panels][16]
     void (*swiglu)(const float* gate_up, int panels, float* h);
 
+    // Stores one token's k or v [head_size] of one head at `slot` of its block. Int8: q = round(x *
+    // 127 / max|x|), scale max|x| / 127. May read, not use, up to padded(head_size) floats.
+    void (*store_key[3])(const float* k, int head_size, int slot, char* keys);      // by KvType
+    void (*store_value[3])(const float* v, int head_size, int slot, char* values);  // by KvType
+
     // out = softmax(q K^T * scale) V, the sum over tokens in four chains (token % 4), then
-    // (0 + 1) + (2 + 3).
-    void (*attend_f32)(const Attention& a);
+    // (0 + 1) + (2 + 3). Int8 scales multiply a key's score (with `scale`) and a value's weight.
+    void (*attend[3])(const Attention& a);  // by KvType
 
     // In place over n values; x has room for padded(n), the rest is overwritten with zeros.
     void (*softmax)(float* x, int n);

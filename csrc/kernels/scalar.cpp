@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "kernels/exp.h"
+#include "kernels/half.h"
 #include "kernels/kernels.h"
 
 namespace pyllama2c {
@@ -33,17 +34,108 @@ float tree_sum(float* lanes) {
     return lanes[0];
 }
 
-void matmul_f32(const float* w, int k, int panels, const float* x, size_t x_stride, int rows,
-                float* y, size_t y_stride, bool accumulate) {
-    for (int p = 0; p < panels; ++p, w += static_cast<size_t>(k) * kLanes) {
-        for (int r = 0; r < rows; ++r) {
-            const float* in = x + r * x_stride;
-            float* out = y + r * y_stride + p * kLanes;
-            for (int lane = 0; lane < kLanes; ++lane) {
-                float sum = 0.0f;
-                for (int i = 0; i < k; ++i) sum = std::fma(in[i], w[i * kLanes + lane], sum);
-                out[lane] = accumulate ? out[lane] + sum : sum;
-            }
+// Calls output(r, n) for every output and stores what it returns.
+template <typename Output>
+void for_each_output(const Matmul& m, Output output) {
+    for (int r = 0; r < m.rows; ++r) {
+        for (int n = 0; n < m.panels * kLanes; ++n) {
+            float& y = m.y[r * m.y_stride + n];
+            const float sum = output(r, n);
+            y = m.accumulate ? y + sum : sum;
+        }
+    }
+}
+
+void matmul_f32(const Matmul& m) {
+    const float* w = static_cast<const float*>(m.w);
+    for_each_output(m, [&](int r, int n) {
+        const float* panel = w + static_cast<size_t>(n / kLanes) * m.k * kLanes;
+        float sum = 0.0f;
+        for (int i = 0; i < m.k; ++i) {
+            sum = std::fma(m.x[r * m.x_stride + i], panel[i * kLanes + n % kLanes], sum);
+        }
+        return sum;
+    });
+}
+
+float float_from_bits(uint32_t bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+void matmul_bf16(const Matmul& m) {
+    const uint16_t* w = static_cast<const uint16_t*>(m.w);
+    for_each_output(m, [&](int r, int n) {
+        const uint16_t* panel = w + static_cast<size_t>(n / kLanes) * ((m.k + 1) / 2) * 2 * kLanes;
+        float sum = 0.0f;
+        for (int i = 0; i < m.k; ++i) {
+            const uint32_t upper = panel[(i / 2 * kLanes + n % kLanes) * 2 + i % 2];
+            sum = std::fma(m.x[r * m.x_stride + i], float_from_bits(upper << 16), sum);
+        }
+        return sum;
+    });
+}
+
+// weight(n, i) is the integer behind W[n][i], scale(n, group) what a step of it is worth.
+template <typename Weight, typename Scale>
+void matmul_quantized(const Matmul& m, Weight weight, Scale scale) {
+    const int groups = (m.k + m.group - 1) / m.group;
+    for_each_output(m, [&](int r, int n) {
+        float sum = 0.0f;
+        for (int g = 0; g < groups; ++g) {
+            const int end = m.k < (g + 1) * m.group ? m.k : (g + 1) * m.group;
+            int32_t dot = 0;
+            for (int i = g * m.group; i < end; ++i) dot += weight(n, i) * m.q[r * m.x_stride + i];
+            const float step = scale(n, g) * m.q_scales[r * groups + g];
+            sum = std::fma(static_cast<float>(dot), step, sum);
+        }
+        return sum;
+    });
+}
+
+void matmul_q8(const Matmul& m) {
+    const uint8_t* w = static_cast<const uint8_t*>(m.w);
+    const float* scales = static_cast<const float*>(m.w_scales);
+    const int scale_groups = m.w_scale_step == 0 ? 1 : (m.k + m.group - 1) / m.group;
+    matmul_quantized(
+        m,
+        [&](int n, int i) {
+            const size_t quad = static_cast<size_t>(n / kLanes) * ((m.k + 3) / 4) + i / 4;
+            return w[(quad * kLanes + n % kLanes) * 4 + i % 4] - 128;
+        },
+        [&](int n, int g) {
+            return scales[n / kLanes * scale_groups * kLanes + g * m.w_scale_step + n % kLanes];
+        });
+}
+
+void matmul_q4(const Matmul& m) {
+    const uint8_t* w = static_cast<const uint8_t*>(m.w);
+    const uint16_t* scales = static_cast<const uint16_t*>(m.w_scales);
+    const int groups = (m.k + m.group - 1) / m.group;
+    matmul_quantized(
+        m,
+        [&](int n, int i) {
+            const size_t octet = static_cast<size_t>(n / kLanes) * ((m.k + 7) / 8) + i / 8;
+            const int pair = w[(octet * kLanes + n % kLanes) * 4 + i % 4];
+            return (i % 8 < 4 ? pair & 15 : pair >> 4) - 8;
+        },
+        [&](int n, int g) {
+            return half_to_float(scales[(n / kLanes * groups + g) * kLanes + n % kLanes]);
+        });
+}
+
+void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums) {
+    for (int start = 0; start < n; start += group, ++scales, ++sums) {
+        const int end = padded(start + group < n ? start + group : n);
+        float most = 0.0f;
+        for (int i = start; i < end; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+        *scales = most / 127.0f;
+        *sums = 0;
+        const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        for (int i = start; i < end; ++i) {
+            q[i] = static_cast<int8_t>(x[i] * inverse + kRoundMagic - kRoundMagic);
+            *sums += q[i];
         }
     }
 }
@@ -89,24 +181,73 @@ void softmax(float* x, int n) {
     for (int i = 0; i < padded(n); ++i) x[i] *= scale;
 }
 
-void attend_f32(const Attention& a) {
+template <KvType type>
+float kv_load(const char* elements, int i) {
+    if constexpr (type == KvType::kFloat32) return reinterpret_cast<const float*>(elements)[i];
+    if constexpr (type == KvType::kFloat16) {
+        return half_to_float(reinterpret_cast<const uint16_t*>(elements)[i]);
+    }
+    return static_cast<float>(reinterpret_cast<const int8_t*>(elements)[i]);
+}
+
+// Element d of a vector goes to index(d); the token's scale (int8) behind all n elements.
+template <KvType type, typename Index>
+void kv_store(const float* x, int head_size, int slot, char* elements, int n, Index index) {
+    float most = 0.0f;
+    for (int d = 0; d < head_size; ++d) most = std::fabs(x[d]) > most ? std::fabs(x[d]) : most;
+    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    for (int d = 0; d < head_size; ++d) {
+        const int i = index(d);
+        if (type == KvType::kFloat32) reinterpret_cast<float*>(elements)[i] = x[d];
+        if (type == KvType::kFloat16) reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
+        if (type == KvType::kInt8) {
+            elements[i] = static_cast<char>(x[d] * inverse + kRoundMagic - kRoundMagic);
+        }
+    }
+    if (type == KvType::kInt8) reinterpret_cast<float*>(elements + n)[slot] = most / 127.0f;
+}
+
+template <KvType type>
+void store_key(const float* k, int head_size, int slot, char* keys) {
+    kv_store<type>(k, head_size, slot, keys, head_size * kBlockTokens,
+                   [=](int d) { return d * kBlockTokens + slot; });
+}
+
+template <KvType type>
+void store_value(const float* v, int head_size, int slot, char* values) {
+    kv_store<type>(v, head_size, slot, values, padded(head_size) * kBlockTokens, [=](int d) {
+        return (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes;
+    });
+}
+
+template <KvType type>
+void attend(const Attention& a) {
+    const auto block = [&](int t) { return a.block_table[t / kBlockTokens] * a.block_stride; };
+    // The int8 scale of token t's key or value, behind n elements.
+    const auto scale_of = [&](const char* elements, int n, int t) {
+        return reinterpret_cast<const float*>(elements + n)[t % kBlockTokens];
+    };
     for (int t = 0; t < a.n_tokens; ++t) {
-        const size_t block = a.block_table[t / kBlockTokens] * a.block_stride;
-        const float* keys = reinterpret_cast<const float*>(a.k_base + block) + t % kBlockTokens;
+        const char* keys = a.k_base + block(t);
         float dot = 0.0f;
         for (int d = 0; d < a.head_size; ++d) {
-            dot = std::fma(a.q[d], keys[d * kBlockTokens], dot);
+            dot = std::fma(a.q[d], kv_load<type>(keys, d * kBlockTokens + t % kBlockTokens), dot);
         }
-        a.scores[t] = dot * a.scale;
+        float scale = a.scale;
+        if (type == KvType::kInt8) scale *= scale_of(keys, a.head_size * kBlockTokens, t);
+        a.scores[t] = dot * scale;
     }
     const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
+    if (type == KvType::kInt8) {
+        for (int t = 0; t < a.n_tokens; ++t) {
+            a.scores[t] *= scale_of(a.v_base + block(t), padded(a.head_size) * kBlockTokens, t);
+        }
+    }
     for (int d = 0; d < a.head_size; ++d) {
         float chains[4] = {};
         for (int t = 0; t < a.n_tokens; ++t) {
-            const size_t block = a.block_table[t / kBlockTokens] * a.block_stride;
-            const float* values = reinterpret_cast<const float*>(a.v_base + block) +
-                                  d / kLanes * kBlockTokens * kLanes;
-            const float value = values[t % kBlockTokens * kLanes + d % kLanes];
+            const int i = (d / kLanes * kBlockTokens + t % kBlockTokens) * kLanes + d % kLanes;
+            const float value = kv_load<type>(a.v_base + block(t), i);
             chains[t % 4] = std::fma(a.scores[t], value, chains[t % 4]);
         }
         a.out[d] = ((chains[0] + chains[1]) + (chains[2] + chains[3])) * scale;
@@ -116,7 +257,10 @@ void attend_f32(const Attention& a) {
 }  // namespace
 
 const KernelTable scalar_kernels = {
-    "scalar", matmul_f32, rmsnorm, rope, swiglu, attend_f32, softmax,
+    "scalar", matmul_f32, matmul_bf16, matmul_q8, matmul_q4, quantize, rmsnorm, rope, swiglu,
+    {store_key<KvType::kFloat32>, store_key<KvType::kFloat16>, store_key<KvType::kInt8>},
+    {store_value<KvType::kFloat32>, store_value<KvType::kFloat16>, store_value<KvType::kInt8>},
+    {attend<KvType::kFloat32>, attend<KvType::kFloat16>, attend<KvType::kInt8>}, softmax,
 };
 
 }  // namespace pyllama2c

@@ -10,7 +10,15 @@
 //   keep_above(x, limit, y)  y where x >= limit, else 0 (also where x is NaN)
 //   low_lanes(x, n, y)       x in lanes below n, y in the others
 //   sum max_lane             by the fixed tree
-// and kRowPanels, kTilePanels, kTileRows, kValuePanels: how many of them fit the registers.
+//   abs  load_half store_half (half precision)  load_signed_bytes
+//   load_bf16                (16 pairs, as two Vec)
+// and for whole numbers: `Ints` (16 int32 lanes), `Bytes` (16 lanes of 4 weights), `Quad` (4 activations
+// for all lanes):
+//   set1_int add_int sum_int to_float  load_bytes load_nibbles set1_quad
+//   dot(sums, weights, quad) adds 4 products in each lane, with weights kBias8 or kBias4 too large
+//   round_to_bytes(x, q)     stores the rounded lanes as int8 and returns them
+// and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
+// float weights, kRowPanelsQ, kTileRowsQ for quantized ones, kValuePanels in attention.
 
 Vec exp_vec(Vec x) {
     const Vec clamped = min(x, set1(kExpMax));
@@ -25,82 +33,249 @@ Vec exp_vec(Vec x) {
 }
 
 // ---- matrix products -------------------------------------------------------------------------
+//
+// A tile is P panels x R rows of outputs in registers: each weight vector is loaded once for R
+// rows, each activation once for P panels. The four kinds of weights differ in their tiles only.
 
-// P panels x R rows of outputs in registers. Each weight vector is loaded once for R rows, each
-// activation once for P panels.
 template <int P, int R>
-inline void tile_f32(const float* w, int k, const float* x, size_t x_stride, float* y,
-                     size_t y_stride, bool accumulate) {
-    const size_t panel = static_cast<size_t>(k) * kLanes;
-    Vec sums[R][P];
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) sums[r][p] = zero();
-    }
-    for (int i = 0; i < k; ++i) {
-        Vec weights[P];
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p)
-            weights[p] = load(w + p * panel + static_cast<size_t>(i) * kLanes);
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-            const Vec value = set1(x[r * x_stride + i]);
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) sums[r][p] = fma(value, weights[p], sums[r][p]);
-        }
-    }
+inline void store_tile(const Matmul& m, int panel, int row, const Vec (&sums)[R][P]) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p) {
-            float* out = y + r * y_stride + p * kLanes;
-            store(out, accumulate ? add(load(out), sums[r][p]) : sums[r][p]);
+            float* y = m.y + (row + r) * m.y_stride + (panel + p) * kLanes;
+            store(y, m.accumulate ? add(load(y), sums[r][p]) : sums[r][p]);
         }
     }
 }
+
+struct F32Tile {
+    template <int P, int R>
+    static inline void run(const Matmul& m, int panel, int row) {
+        const size_t stride = static_cast<size_t>(m.k) * kLanes;
+        const float* w = static_cast<const float*>(m.w) + panel * stride;
+        const float* x = m.x + row * m.x_stride;
+        Vec sums[R][P];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) sums[r][p] = zero();
+        }
+        for (int i = 0; i < m.k; ++i) {
+            Vec weights[P];
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) weights[p] = load(w + p * stride + i * kLanes);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const Vec value = set1(x[r * m.x_stride + i]);
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) sums[r][p] = fma(value, weights[p], sums[r][p]);
+            }
+        }
+        store_tile<P, R>(m, panel, row, sums);
+    }
+};
+
+struct Bf16Tile {
+    template <int P, int R>
+    static inline void run(const Matmul& m, int panel, int row) {
+        const size_t stride = static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes;
+        const uint16_t* w = static_cast<const uint16_t*>(m.w) + panel * stride;
+        const float* x = m.x + row * m.x_stride;
+        Vec sums[R][P];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) sums[r][p] = zero();
+        }
+        // An odd k ends in a weight of 0 and the zero that pads x.
+        for (int i = 0; i < m.k; i += 2) {
+            Vec even[P], odd[P];
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) load_bf16(w + p * stride + i * kLanes, even[p], odd[p]);
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                const Vec first = set1(x[r * m.x_stride + i]);
+                const Vec second = set1(x[r * m.x_stride + i + 1]);
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) {
+                    sums[r][p] = fma(first, even[p], sums[r][p]);
+                    sums[r][p] = fma(second, odd[p], sums[r][p]);
+                }
+            }
+        }
+        store_tile<P, R>(m, panel, row, sums);
+    }
+};
+
+// sums += float(dots) * (weight scale * activation scale), the end of each group
+template <int P, int R>
+inline void add_group(const Matmul& m, int row, int groups, int g, const Vec (&scales)[P],
+                      const Ints (&dots)[R][P], Vec (&sums)[R][P]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        const Vec x_scale = set1(m.q_scales[(row + r) * groups + g]);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) {
+            sums[r][p] = fma(to_float(dots[r][p]), mul(scales[p], x_scale), sums[r][p]);
+        }
+    }
+}
+
+// Integer sums start where the weights' offset is already taken off.
+template <int P, int R>
+inline void start_group(const Matmul& m, int row, int groups, int g, int bias, Ints (&dots)[R][P]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+        const Ints start = set1_int(-bias * m.q_sums[(row + r) * groups + g]);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) dots[r][p] = start;
+    }
+}
+
+struct Q8Tile {
+    template <int P, int R>
+    static inline void run(const Matmul& m, int panel, int row) {
+        const int quads = (m.k + 3) / 4;
+        const int groups = (m.k + m.group - 1) / m.group;
+        const size_t stride = static_cast<size_t>(quads) * 4 * kLanes;
+        const size_t scale_stride = (m.w_scale_step == 0 ? 1 : groups) * kLanes;
+        const uint8_t* w = static_cast<const uint8_t*>(m.w) + panel * stride;
+        const float* w_scales = static_cast<const float*>(m.w_scales) + panel * scale_stride;
+        const int8_t* x = m.q + row * m.x_stride;
+        Vec sums[R][P];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) sums[r][p] = zero();
+        }
+        for (int g = 0, i = 0; g < groups; ++g) {
+            Ints dots[R][P];
+            start_group<P, R>(m, row, groups, g, kBias8, dots);
+            const int end = g + 1 < groups ? i + m.group / 4 : quads;
+            for (; i < end; ++i) {
+                Bytes weights[P];
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) {
+                    weights[p] = load_bytes(w + p * stride + static_cast<size_t>(i) * 4 * kLanes);
+                }
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    const Quad quad = set1_quad(x + r * m.x_stride + i * 4);
+#pragma GCC unroll 16
+                    for (int p = 0; p < P; ++p) dots[r][p] = dot(dots[r][p], weights[p], quad);
+                }
+            }
+            Vec scales[P];
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) {
+                scales[p] = load(w_scales + p * scale_stride + g * m.w_scale_step);
+            }
+            add_group<P, R>(m, row, groups, g, scales, dots, sums);
+        }
+        store_tile<P, R>(m, panel, row, sums);
+    }
+};
+
+struct Q4Tile {
+    template <int P, int R>
+    static inline void run(const Matmul& m, int panel, int row) {
+        const int octets = (m.k + 7) / 8;
+        const int groups = (m.k + m.group - 1) / m.group;
+        const size_t stride = static_cast<size_t>(octets) * 4 * kLanes;
+        const size_t scale_stride = static_cast<size_t>(groups) * kLanes;
+        const uint8_t* w = static_cast<const uint8_t*>(m.w) + panel * stride;
+        const uint16_t* w_scales = static_cast<const uint16_t*>(m.w_scales) + panel * scale_stride;
+        const int8_t* x = m.q + row * m.x_stride;
+        Vec sums[R][P];
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) sums[r][p] = zero();
+        }
+        for (int g = 0, i = 0; g < groups; ++g) {
+            Ints dots[R][P];
+            start_group<P, R>(m, row, groups, g, kBias4, dots);
+            const int end = g + 1 < groups ? i + m.group / 8 : octets;
+            for (; i < end; ++i) {
+                Bytes low[P], high[P];
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) {
+                    load_nibbles(w + p * stride + static_cast<size_t>(i) * 4 * kLanes, low[p],
+                                 high[p]);
+                }
+#pragma GCC unroll 16
+                for (int r = 0; r < R; ++r) {
+                    const Quad first = set1_quad(x + r * m.x_stride + i * 8);
+                    const Quad second = set1_quad(x + r * m.x_stride + i * 8 + 4);
+#pragma GCC unroll 16
+                    for (int p = 0; p < P; ++p) {
+                        dots[r][p] = dot(dot(dots[r][p], low[p], first), high[p], second);
+                    }
+                }
+            }
+            Vec scales[P];
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) {
+                scales[p] = load_half(w_scales + p * scale_stride + g * kLanes);
+            }
+            add_group<P, R>(m, row, groups, g, scales, dots, sums);
+        }
+        store_tile<P, R>(m, panel, row, sums);
+    }
+};
 
 // The last rows, fewer than a full tile: finds R = rows at compile time.
-template <int P, int R>
-inline void tail_rows_f32(const float* w, int k, const float* x, size_t x_stride, int rows,
-                          float* y, size_t y_stride, bool accumulate) {
+template <typename Tile, int P, int R>
+inline void tail_rows(const Matmul& m, int panel, int row, int rows) {
     if constexpr (R > 0) {
         if (rows == R) {
-            tile_f32<P, R>(w, k, x, x_stride, y, y_stride, accumulate);
+            Tile::template run<P, R>(m, panel, row);
         } else {
-            tail_rows_f32<P, R - 1>(w, k, x, x_stride, rows, y, y_stride, accumulate);
+            tail_rows<Tile, P, R - 1>(m, panel, row, rows);
         }
     }
 }
 
-template <int P>
-inline void panels_f32(const float* w, int k, const float* x, size_t x_stride, int rows, float* y,
-                       size_t y_stride, bool accumulate) {
-    int r = 0;
-    for (; r + kTileRows <= rows; r += kTileRows) {
-        tile_f32<P, kTileRows>(w, k, x + r * x_stride, x_stride, y + r * y_stride, y_stride,
-                               accumulate);
-    }
-    tail_rows_f32<P, kTileRows - 1>(w, k, x + r * x_stride, x_stride, rows - r, y + r * y_stride,
-                                    y_stride, accumulate);
+template <typename Tile, int P, int R>
+inline void all_rows(const Matmul& m, int panel) {
+    int row = 0;
+    for (; row + R <= m.rows; row += R) Tile::template run<P, R>(m, panel, row);
+    tail_rows<Tile, P, R - 1>(m, panel, row, m.rows - row);
 }
 
-void matmul_f32(const float* w, int k, int panels, const float* x, size_t x_stride, int rows,
-                float* y, size_t y_stride, bool accumulate) {
-    const size_t panel = static_cast<size_t>(k) * kLanes;
-    int p = 0;
-    if (rows == 1) {  // many panels at once, so that their chains hide each other's latency
-        for (; p + kRowPanels <= panels; p += kRowPanels) {
-            tile_f32<kRowPanels, 1>(w + p * panel, k, x, x_stride, y + p * kLanes, y_stride,
-                                    accumulate);
+// One row takes `Single` panels at a time, so that their chains hide each other's latency; many
+// rows take tiles of P x R.
+template <typename Tile, int Single, int P, int R>
+inline void matmul(const Matmul& m) {
+    int panel = 0;
+    if (m.rows == 1) {
+        for (; panel + Single <= m.panels; panel += Single) {
+            Tile::template run<Single, 1>(m, panel, 0);
         }
     }
-    for (; p + kTilePanels <= panels; p += kTilePanels) {
-        panels_f32<kTilePanels>(w + p * panel, k, x, x_stride, rows, y + p * kLanes, y_stride,
-                                accumulate);
-    }
-    for (; p < panels; ++p) {
-        panels_f32<1>(w + p * panel, k, x, x_stride, rows, y + p * kLanes, y_stride, accumulate);
+    for (; panel + P <= m.panels; panel += P) all_rows<Tile, P, R>(m, panel);
+    for (; panel < m.panels; ++panel) all_rows<Tile, 1, R>(m, panel);
+}
+
+void matmul_f32(const Matmul& m) { matmul<F32Tile, kRowPanels, kTilePanels, kTileRows>(m); }
+void matmul_bf16(const Matmul& m) { matmul<Bf16Tile, kRowPanels, kTilePanels, kTileRows>(m); }
+void matmul_q8(const Matmul& m) { matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQ>(m); }
+void matmul_q4(const Matmul& m) { matmul<Q4Tile, kRowPanelsQ, kTilePanels, kTileRowsQ>(m); }
+
+void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums) {
+    for (int start = 0; start < n; start += group, ++scales, ++sums) {
+        const int end = start + group < n ? start + group : n;
+        Vec most = zero();
+        for (int i = start; i < end; i += kLanes) most = max(most, abs(load(x + i)));
+        const float largest = max_lane(most);
+        *scales = largest / 127.0f;
+        const Vec inverse = set1(largest > 0.0f ? 127.0f / largest : 0.0f);
+        Ints total = set1_int(0);
+        for (int i = start; i < end; i += kLanes) {
+            total = add_int(total, round_to_bytes(mul(load(x + i), inverse), q + i));
+        }
+        *sums = sum_int(total);
     }
 }
 
@@ -158,32 +333,110 @@ void softmax(float* x, int n) {
     for (int i = 0; i < n; i += kLanes) store(x + i, mul(load(x + i), scale));
 }
 
-// ---- attention -------------------------------------------------------------------------------
+// ---- the KV cache and attention --------------------------------------------------------------
+
+struct KvF32 {
+    static constexpr KvType type = KvType::kFloat32;
+    using Element = float;
+    static inline Vec load_16(const Element* p) { return load(p); }
+    static inline void store_16(Vec v, Vec, Element* p) { store(p, v); }
+};
+
+struct KvF16 {
+    static constexpr KvType type = KvType::kFloat16;
+    using Element = uint16_t;
+    static inline Vec load_16(const Element* p) { return load_half(p); }
+    static inline void store_16(Vec v, Vec, Element* p) { store_half(p, v); }
+};
+
+struct KvQ8 {
+    static constexpr KvType type = KvType::kInt8;
+    using Element = int8_t;
+    static inline Vec load_16(const Element* p) { return load_signed_bytes(p); }
+    static inline void store_16(Vec v, Vec inverse, Element* p) {
+        round_to_bytes(mul(v, inverse), p);
+    }
+};
+
+// Lanes d .. d + 15 of a vector of n, zero beyond its end.
+inline Vec load_part(const float* x, int d, int n) {
+    return d + kLanes <= n ? load(x + d) : low_lanes(load(x + d), n - d, zero());
+}
+
+// What to multiply with before rounding to int8; writes the scale. Nothing for float types.
+template <typename Kv>
+inline Vec kv_inverse(const float* x, int n, float* scale) {
+    if constexpr (Kv::type == KvType::kInt8) {
+        Vec most = zero();
+        for (int d = 0; d < n; d += kLanes) most = max(most, abs(load_part(x, d, n)));
+        const float largest = max_lane(most);
+        *scale = largest / 127.0f;
+        return set1(largest > 0.0f ? 127.0f / largest : 0.0f);
+    }
+    return zero();
+}
+
+template <typename Kv>
+inline float* kv_scales(char* elements, int n) {
+    return reinterpret_cast<float*>(elements + sizeof(typename Kv::Element) * n);
+}
+
+template <typename Kv>
+void store_key(const float* k, int head_size, int slot, char* keys) {
+    typename Kv::Element* to = reinterpret_cast<typename Kv::Element*>(keys) + slot;
+    const Vec inverse = kv_inverse<Kv>(
+        k, head_size, kv_scales<Kv>(keys, head_size * kBlockTokens) + slot);
+    for (int d = 0; d < head_size; d += kLanes) {
+        typename Kv::Element part[kLanes];
+        Kv::store_16(load_part(k, d, head_size), inverse, part);
+        for (int i = 0; i < kLanes && d + i < head_size; ++i) to[(d + i) * kBlockTokens] = part[i];
+    }
+}
+
+template <typename Kv>
+void store_value(const float* v, int head_size, int slot, char* values) {
+    typename Kv::Element* to = reinterpret_cast<typename Kv::Element*>(values) + slot * kLanes;
+    const Vec inverse = kv_inverse<Kv>(
+        v, head_size, kv_scales<Kv>(values, padded(head_size) * kBlockTokens) + slot);
+    for (int d = 0; d < head_size; d += kLanes) {
+        Kv::store_16(load_part(v, d, head_size), inverse, to + d * kBlockTokens);
+    }
+}
+
+template <typename Kv>
+inline const typename Kv::Element* kv_block(const Attention& a, const char* base, int block) {
+    return reinterpret_cast<const typename Kv::Element*>(base +
+                                                         a.block_table[block] * a.block_stride);
+}
 
 // Scores of B blocks of 16 keys: a block is a panel whose outputs are tokens.
-template <int B>
+template <typename Kv, int B>
 inline void score_blocks(const Attention& a, int block) {
-    const float* keys[B];
+    const typename Kv::Element* keys[B];
     Vec dots[B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        keys[b] =
-            reinterpret_cast<const float*>(a.k_base + a.block_table[block + b] * a.block_stride);
+        keys[b] = kv_block<Kv>(a, a.k_base, block + b);
         dots[b] = zero();
     }
     for (int d = 0; d < a.head_size; ++d) {
         const Vec q = set1(a.q[d]);
 #pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) dots[b] = fma(q, load(keys[b] + d * kLanes), dots[b]);
+        for (int b = 0; b < B; ++b) dots[b] = fma(q, Kv::load_16(keys[b] + d * kLanes), dots[b]);
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        store(a.scores + (block + b) * kBlockTokens, mul(dots[b], set1(a.scale)));
+        Vec scale = set1(a.scale);
+        if constexpr (Kv::type == KvType::kInt8) {
+            scale = mul(scale, load(reinterpret_cast<const float*>(keys[b] +
+                                                                   a.head_size * kBlockTokens)));
+        }
+        store(a.scores + (block + b) * kBlockTokens, mul(dots[b], scale));
     }
 }
 
 // P panels of 16 output dimensions from panel `first` on, four chains each.
-template <int P>
+template <typename Kv, int P>
 inline void sum_values(const Attention& a, int first, float scale) {
     Vec chains[P][4];
 #pragma GCC unroll 4
@@ -192,9 +445,8 @@ inline void sum_values(const Attention& a, int first, float scale) {
         for (int c = 0; c < 4; ++c) chains[p][c] = zero();
     }
     for (int t0 = 0; t0 < a.n_tokens; t0 += kBlockTokens) {
-        const float* values = reinterpret_cast<const float*>(
-                                  a.v_base + a.block_table[t0 / kBlockTokens] * a.block_stride) +
-                              first * kBlockTokens * kLanes;
+        const typename Kv::Element* values =
+            kv_block<Kv>(a, a.v_base, t0 / kBlockTokens) + first * kBlockTokens * kLanes;
         const int count = a.n_tokens - t0 < kBlockTokens ? a.n_tokens - t0 : kBlockTokens;
         for (int t = 0; t < count; t += 4) {
 #pragma GCC unroll 4
@@ -205,8 +457,9 @@ inline void sum_values(const Attention& a, int first, float scale) {
                     const Vec weight = set1(a.scores[t0 + t + c]);
 #pragma GCC unroll 4
                     for (int p = 0; p < P; ++p) {
-                        const float* value = values + (p * kBlockTokens + t + c) * kLanes;
-                        chains[p][c] = fma(weight, load(value), chains[p][c]);
+                        const Vec value =
+                            Kv::load_16(values + (p * kBlockTokens + t + c) * kLanes);
+                        chains[p][c] = fma(weight, value, chains[p][c]);
                     }
                 }
             }
@@ -214,8 +467,8 @@ inline void sum_values(const Attention& a, int first, float scale) {
     }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-        const Vec total =
-            mul(add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3])), set1(scale));
+        const Vec total = mul(add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3])),
+                              set1(scale));
         const int d = (first + p) * kLanes;
         if (d + kLanes <= a.head_size) {
             store(a.out + d, total);
@@ -227,16 +480,25 @@ inline void sum_values(const Attention& a, int first, float scale) {
     }
 }
 
-void attend_f32(const Attention& a) {
+template <typename Kv>
+void attend(const Attention& a) {
     const int blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
     int block = 0;
-    for (; block + 4 <= blocks; block += 4) score_blocks<4>(a, block);
-    for (; block < blocks; ++block) score_blocks<1>(a, block);
+    for (; block + 4 <= blocks; block += 4) score_blocks<Kv, 4>(a, block);
+    for (; block < blocks; ++block) score_blocks<Kv, 1>(a, block);
     const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
     const int panels = padded(a.head_size) / kLanes;
+    if constexpr (Kv::type == KvType::kInt8) {
+        for (int b = 0; b < blocks; ++b) {
+            const float* scales = reinterpret_cast<const float*>(kv_block<Kv>(a, a.v_base, b) +
+                                                                 panels * kLanes * kBlockTokens);
+            float* weights = a.scores + b * kBlockTokens;
+            store(weights, mul(load(weights), load(scales)));
+        }
+    }
     int panel = 0;
     for (; panel + kValuePanels <= panels; panel += kValuePanels) {
-        sum_values<kValuePanels>(a, panel, scale);
+        sum_values<Kv, kValuePanels>(a, panel, scale);
     }
-    for (; panel < panels; ++panel) sum_values<1>(a, panel, scale);
+    for (; panel < panels; ++panel) sum_values<Kv, 1>(a, panel, scale);
 }

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/half.h"
+
 namespace pyllama2c {
 
 const char* dtype_name(DType dtype) {
@@ -23,20 +25,6 @@ float from_bits(uint32_t bits) {
     return value;
 }
 
-// IEEE half to float, exactly: normal numbers get the exponent's bias moved, subnormal ones are
-// scaled by 2^-24, infinities and NaN keep their payload.
-float from_half(uint16_t half) {
-    const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
-    const uint32_t exponent = (half >> 10) & 0x1Fu;
-    const uint32_t fraction = half & 0x3FFu;
-    if (exponent == 0) {
-        const float value = static_cast<float>(fraction) * 0x1p-24f;
-        return sign ? -value : value;
-    }
-    if (exponent == 31) return from_bits(sign | 0x7F800000u | fraction << 13);
-    return from_bits(sign | (exponent + 112) << 23 | fraction << 13);
-}
-
 template <typename T>
 T load(const unsigned char* p) {
     T value;
@@ -54,7 +42,7 @@ void Tensor::read_row(int64_t row, float* out) const {
             break;
         case DType::kFloat16:
             for (int64_t i = 0; i < cols; ++i) {
-                out[i] = from_half(load<uint16_t>(data + (first + i) * 2));
+                out[i] = half_to_float(load<uint16_t>(data + (first + i) * 2));
             }
             break;
         case DType::kBFloat16:

@@ -1,16 +1,15 @@
 #include "model/weights.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
 
 #include "base/error.h"
-#include "base/parallel.h"
-#include "kernels/kernels.h"
+#include "model/packer.h"
 
 namespace pyllama2c {
 
 namespace {
+
+constexpr int kNarrow = 512;  // int4 below this width keeps attention and down int8
 
 void check_shape(const char* name, const Tensor& tensor, int64_t rows, int64_t cols) {
     if (tensor.rows != rows || tensor.cols != cols) {
@@ -41,123 +40,119 @@ void check_shapes(const ModelTensors& model) {
     }
 }
 
-// A panel to fill: where each of its 16 rows comes from.
-struct Panel {
-    float* to;
-    int64_t cols;
-    struct {
-        const Tensor* tensor;  // nullptr: a row of zeros
-        int64_t row;
-    } rows[kLanes];
-};
-
-// The work list of packing, panel by panel, so that threads can share it.
-class Packer {
-  public:
-    // Rows of the tensors one after another, then padding.
-    void stack(const Matrix& to, std::initializer_list<const Tensor*> parts) {
-        int64_t filled = 0;
-        const size_t first = append_panels(to);
-        for (const Tensor* part : parts) {
-            for (int64_t row = 0; row < part->rows; ++row, ++filled) {
-                panels_[first + filled / kLanes].rows[filled % kLanes] = {part, row};
-            }
-        }
-    }
-
-    // Panels of a and b in turn, each padded on its own.
-    void interleave(const Matrix& to, const Tensor& a, const Tensor& b) {
-        const size_t first = append_panels(to);
-        for (int64_t row = 0; row < a.rows; ++row) {
-            const size_t pair = first + row / kLanes * 2;
-            panels_[pair].rows[row % kLanes] = {&a, row};
-            panels_[pair + 1].rows[row % kLanes] = {&b, row};
-        }
-    }
-
-    void run(int n_threads) {
-        std::atomic<size_t> next{0};
-        int64_t widest = 0;
-        for (const Panel& panel : panels_) widest = std::max(widest, panel.cols);
-        std::vector<Buffer<float>> scratch(n_threads);
-        for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * kLanes);
-        parallel(n_threads, [&](Team& team) {
-            float* rows = scratch[team.rank()].data();
-            for (size_t i = next++; i < panels_.size(); i = next++) pack(panels_[i], rows);
-        });
-    }
-
-  private:
-    size_t append_panels(const Matrix& to) {
-        const size_t first = panels_.size();
-        for (int p = 0; p < to.panels; ++p) {
-            panels_.push_back({to.data + static_cast<size_t>(p) * to.k * kLanes, to.k, {}});
-        }
-        return first;
-    }
-
-    // rows: scratch [16][cols]
-    static void pack(const Panel& panel, float* rows) {
-        const int64_t cols = panel.cols;
-        for (int lane = 0; lane < kLanes; ++lane) {
-            float* row = rows + lane * cols;
-            const auto& source = panel.rows[lane];
-            if (source.tensor != nullptr) {
-                source.tensor->read_row(source.row, row);
-            } else {
-                std::fill_n(row, cols, 0.0f);
-            }
-        }
-        for (int64_t i = 0; i < cols; ++i) {
-            for (int lane = 0; lane < kLanes; ++lane) {
-                panel.to[i * kLanes + lane] = rows[lane * cols + i];
-            }
-        }
-    }
-
-    std::vector<Panel> panels_;
-};
+// The group of a v2 file, where the kernels can work with it.
+int usable_group(const ModelTensors& tensors, WeightType type) {
+    const Tensor& first = tensors.token_embedding;
+    const int64_t group = first.group_size;
+    const bool usable = type == WeightType::kInt8 && first.dtype == DType::kInt8 &&
+                        group % kLanes == 0 && group <= kMaxGroup;
+    return usable ? static_cast<int>(group) : 0;
+}
 
 }  // namespace
 
-// Hands every tensor its place; `take(count)` gives the address of the next `count` floats.
-template <typename Take>
-void Weights::place(Take take) {
-    const ModelConfig& c = config_;
-    const auto matrix = [&](int64_t n, int64_t k) {
-        const int panels = padded(static_cast<int>(n)) / kLanes;
-        return Matrix{static_cast<int>(n), static_cast<int>(k), panels,
-                      take(static_cast<size_t>(panels) * k * kLanes)};
-    };
-    embedding_ = matrix(c.vocab_size, c.dim);
-    for (LayerWeights& layer : layers_) {
-        layer.attention_norm = take(padded(c.dim));
-        layer.qkv = matrix(c.dim + 2 * c.kv_dim(), c.dim);
-        layer.wo = matrix(c.dim, c.dim);
-        layer.ffn_norm = take(padded(c.dim));
-        layer.gate_up = matrix(2 * padded(c.hidden_dim), c.dim);
-        layer.down = matrix(c.dim, c.hidden_dim);
+const char* weight_type_name(WeightType type) {
+    switch (type) {
+        case WeightType::kFloat32: return "float32";
+        case WeightType::kBFloat16: return "bfloat16";
+        case WeightType::kInt8: return "int8";
+        case WeightType::kInt4: return "int4";
     }
-    final_norm_ = take(padded(c.dim));
-    if (!c.tied_embeddings) output_ = matrix(c.vocab_size, c.dim);
+    return "unknown";
 }
 
-Weights::Weights(const ModelTensors& tensors, int n_threads) : config_(tensors.config) {
+WeightType weight_type(const std::string& name, const ModelTensors& tensors) {
+    if (name == "auto") {
+        const DType stored = tensors.token_embedding.dtype;
+        if (stored == DType::kInt8) return WeightType::kInt8;
+        return stored == DType::kBFloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
+    }
+    for (const WeightType type : {WeightType::kFloat32, WeightType::kBFloat16, WeightType::kInt8,
+                                  WeightType::kInt4}) {
+        if (name == weight_type_name(type)) return type;
+    }
+    throw ArgumentError(
+        text("dtype is '", name, "', expected auto, float32, bfloat16, int8 or int4"));
+}
+
+// Gives every tensor its place: offsets from image_, which may still be null. The one description
+// of the layout.
+void Weights::place() {
+    const ModelConfig& c = config_;
+    size_t offset = 0;
+    const auto take = [&](size_t bytes) {
+        char* start = image_ == nullptr ? nullptr : image_ + offset;
+        offset += (bytes + 63) / 64 * 64;
+        return start;
+    };
+    const auto norm = [&] { return reinterpret_cast<float*>(take(padded(c.dim) * sizeof(float))); };
+    const auto matrix = [&](int n, int k, bool may_be_int4) {
+        Matrix m;
+        m.n = n;
+        m.k = k;
+        m.panels = padded(n) / kLanes;
+        switch (type_) {
+            case WeightType::kFloat32: m.packing = Packing::kFloat32; break;
+            case WeightType::kBFloat16: m.packing = Packing::kBFloat16; break;
+            case WeightType::kInt8: m.packing = Packing::kInt8; break;
+            case WeightType::kInt4:
+                m.packing = may_be_int4 ? Packing::kInt4 : Packing::kInt8;
+                break;
+        }
+        if (m.packing == Packing::kInt4) {
+            m.group = kInt4Group;
+        } else if (m.packing == Packing::kInt8) {
+            m.group_scales = file_group_ != 0 && k % file_group_ == 0;
+            m.group = m.group_scales ? file_group_ : std::min(padded(k), kMaxGroup);
+        }
+        m.data = take(m.panels * m.panel_bytes());
+        m.scales = take(m.panels * m.panel_scale_bytes());
+        return m;
+    };
+    const bool wide = c.dim >= kNarrow;
+    embedding_ = matrix(c.vocab_size, c.dim, false);
+    for (LayerWeights& layer : layers_) {
+        layer.attention_norm = norm();
+        layer.qkv = matrix(c.dim + 2 * c.kv_dim(), c.dim, wide);
+        layer.wo = matrix(c.dim, c.dim, wide);
+        layer.ffn_norm = norm();
+        layer.gate_up = matrix(2 * padded(c.hidden_dim), c.dim, true);
+        layer.down = matrix(c.dim, c.hidden_dim, wide);
+    }
+    final_norm_ = norm();
+    if (!c.tied_embeddings) output_ = matrix(c.vocab_size, c.dim, false);
+    nbytes_ = offset;
+}
+
+Weights::Weights(const ModelTensors& tensors, WeightType type, int n_threads)
+    : config_(tensors.config), type_(type), file_group_(usable_group(tensors, type)) {
     check_shapes(tensors);
     layers_.resize(config_.n_layers);
-    size_t total = 0;
-    place([&](size_t count) {
-        total += count;
-        return nullptr;
-    });
-    memory_ = Buffer<float>(total);
-    float* next = memory_.data();
-    place([&](size_t count) {
-        float* start = next;
-        next += count;
-        return start;
-    });
+    place();
+    memory_ = Pages(nbytes_);
+    image_ = static_cast<char*>(memory_.data());
+    place();
+    pack(tensors, n_threads);
+}
 
+Weights::Weights(const ModelConfig& config, WeightType type, int file_group, const void* image,
+                 size_t bytes, std::shared_ptr<void> owner)
+    : config_(config), type_(type), file_group_(file_group), owner_(std::move(owner)) {
+    config_.validate();
+    if (file_group < 0 || file_group % kLanes != 0 || file_group > kMaxGroup) {
+        throw CheckpointError(text("group_size is ", file_group, ", expected a multiple of 16"));
+    }
+    layers_.resize(config_.n_layers);
+    place();
+    if (bytes != nbytes_) {
+        throw CheckpointError(
+            text("packed weights have ", bytes, " bytes, expected ", nbytes_));
+    }
+    image_ = static_cast<char*>(const_cast<void*>(image));  // nobody writes to it
+    place();
+}
+
+void Weights::pack(const ModelTensors& tensors, int n_threads) {
     Packer packer;
     packer.stack(embedding_, {&tensors.token_embedding});
     for (int i = 0; i < config_.n_layers; ++i) {
@@ -176,16 +171,14 @@ Weights::Weights(const ModelTensors& tensors, int n_threads) : config_(tensors.c
 }
 
 void Weights::embed(int token, float* x) const {
-    const float* column = embedding_.data +
-                          static_cast<size_t>(token / kLanes) * embedding_.k * kLanes +
-                          token % kLanes;
-    for (int i = 0; i < embedding_.k; ++i) x[i] = column[static_cast<size_t>(i) * kLanes];
-    for (int i = embedding_.k; i < padded(embedding_.k); ++i) x[i] = 0.0f;
+    embedding_.read_row(token, x);
+    std::fill(x + config_.dim, x + padded(config_.dim), 0.0f);
 }
 
 size_t Weights::bytes_per_token() const {
-    const size_t embedding = static_cast<size_t>(embedding_.panels) * embedding_.k * kLanes;
-    return memory_.nbytes() - (config_.tied_embeddings ? 0 : embedding * sizeof(float));
+    const size_t embedding =
+        embedding_.panels * (embedding_.panel_bytes() + embedding_.panel_scale_bytes());
+    return nbytes_ - (config_.tied_embeddings ? 0 : embedding);
 }
 
 }  // namespace pyllama2c

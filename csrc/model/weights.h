@@ -1,21 +1,16 @@
-// A model's weights, packed for the kernels: panels of 16 output rows, in one stretch of memory.
+// A model's weights, packed for the kernels in one stretch of memory.
 #pragma once
 
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "base/buffer.h"
 #include "model/config.h"
+#include "model/matrix.h"
 #include "model/tensors.h"
 
 namespace pyllama2c {
-
-// y = W x with W (n, k): [panels][k][16] floats, rows beyond n zero.
-struct Matrix {
-    int n = 0;       // outputs
-    int k = 0;       // inputs
-    int panels = 0;  // ceil(n / 16)
-    float* data = nullptr;
-};
 
 struct LayerWeights {
     float* attention_norm = nullptr;  // [padded(dim)]
@@ -26,13 +21,30 @@ struct LayerWeights {
     Matrix down;                      // (dim, hidden_dim)
 };
 
+// How the matrices are to be kept. Norms are always float32; int4 keeps the embeddings int8, and in
+// models narrower than 512, which have little to save and much to lose, all but gate_up.
+enum class WeightType { kFloat32, kBFloat16, kInt8, kInt4 };
+
+// "float32", "bfloat16", "int8", "int4", or "auto": what the file stores (float16 becomes float32).
+// Throws ArgumentError for any other name.
+WeightType weight_type(const std::string& name, const ModelTensors& tensors);
+const char* weight_type_name(WeightType type);
+
 class Weights {
   public:
-    // Converts and packs every tensor on `n_threads` threads. Throws CheckpointError where a
-    // tensor's shape does not fit the config.
-    Weights(const ModelTensors& tensors, int n_threads);
+    // Converts and packs every tensor on `n_threads` threads. The int8 values of a v2 file are taken
+    // as they are where its groups are multiples of 16 that divide the rows.
+    // Throws CheckpointError where a tensor's shape does not fit the config.
+    Weights(const ModelTensors& tensors, WeightType type, int n_threads);
+
+    // The image() of weights that were packed earlier, used where it lies; `owner` keeps it alive.
+    // Throws CheckpointError where its size is not that of the config, type and group.
+    Weights(const ModelConfig& config, WeightType type, int file_group, const void* image,
+            size_t bytes, std::shared_ptr<void> owner);
 
     const ModelConfig& config() const { return config_; }
+    WeightType type() const { return type_; }
+    int file_group() const { return file_group_; }
     const Matrix& embedding() const { return embedding_; }
     const Matrix& output() const { return config_.tied_embeddings ? embedding_ : output_; }
     const float* final_norm() const { return final_norm_; }
@@ -41,16 +53,23 @@ class Weights {
     // Writes the embedding of `token` to x [padded(dim)].
     void embed(int token, float* x) const;
 
-    size_t nbytes() const { return memory_.nbytes(); }
-    // What one decoded token reads: every weight but the embedding rows of other tokens.
+    // All packed weights, byte for byte; the layout follows from config, type and file group.
+    const char* image() const { return image_; }
+    size_t nbytes() const { return nbytes_; }
+    // What one decoded token reads: every weight but, in untied models, the embedding.
     size_t bytes_per_token() const;
 
   private:
-    template <typename Take>
-    void place(Take take);
+    void place();
+    void pack(const ModelTensors& tensors, int n_threads);
 
     ModelConfig config_;
-    Buffer<float> memory_;
+    WeightType type_;
+    int file_group_ = 0;  // of the v2 file whose int8 values were taken, or 0
+    Pages memory_;
+    std::shared_ptr<void> owner_;
+    char* image_ = nullptr;
+    size_t nbytes_ = 0;
     Matrix embedding_;
     Matrix output_;  // untied models only
     float* final_norm_ = nullptr;

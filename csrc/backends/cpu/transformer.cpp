@@ -10,13 +10,28 @@
 
 namespace pyllama2c {
 
-CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, int n_threads, int max_rows,
-                               int n_blocks)
+namespace {
+
+int most_groups(const Weights& weights) {
+    int most = weights.output().groups();
+    for (int i = 0; i < weights.config().n_layers; ++i) {
+        const LayerWeights& layer = weights.layer(i);
+        for (const Matrix* m : {&layer.qkv, &layer.wo, &layer.gate_up, &layer.down}) {
+            most = std::max(most, m->groups());
+        }
+    }
+    return most;
+}
+
+}  // namespace
+
+CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv_type,
+                               int n_threads, int max_rows, int n_blocks)
     : weights_(std::move(weights)),
       kernels_(kernels()),
       n_threads_(n_threads),
       max_rows_(max_rows),
-      kv_(config(), n_blocks),
+      kv_(config(), kv_type, n_blocks),
       head_size_(config().head_size()),
       n_heads_(config().n_heads),
       n_kv_heads_(config().n_kv_heads),
@@ -24,15 +39,22 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, int n_thr
       qkv_(padded(config().dim + 2 * config().kv_dim())),
       hidden_(padded(config().hidden_dim)),
       logits_stride_(padded(config().vocab_size)),
+      q_stride_(std::max(dim_, hidden_)),
+      q_groups_(most_groups(*weights_)),
       scores_(n_threads) {
     const size_t rows = max_rows;
     x_ = Buffer<float>(rows * dim_);
     normed_ = Buffer<float>(rows * dim_);
-    qkv_rows_ = Buffer<float>(rows * qkv_);
+    qkv_rows_ = Buffer<float>(rows * qkv_ + kLanes);  // the last head may be read beyond its end
     attended_ = Buffer<float>(rows * dim_);
     gate_up_ = Buffer<float>(rows * 2 * hidden_);
     gated_ = Buffer<float>(rows * hidden_);
     logits_ = Buffer<float>(rows * logits_stride_);
+    if (q_groups_ > 0) {
+        q_ = Buffer<int8_t>(rows * q_stride_);
+        q_scales_ = Buffer<float>(rows * q_groups_);
+        q_sums_ = Buffer<int32_t>(rows * q_groups_);
+    }
     const size_t angles = static_cast<size_t>(config().max_seq_len) * head_size_;
     cos_ = Buffer<float>(angles);
     sin_ = Buffer<float>(angles);
@@ -80,37 +102,72 @@ void CpuTransformer::embed(Team& team) {
     // norm() shares the rows out in the same way: no barrier.
 }
 
-// normed = rmsnorm(x)
-void CpuTransformer::norm(Team& team, const float* weight) {
-    const auto [begin, end] = team.share(static_cast<int>(batch_->rows.size()));
-    for (int r = begin; r < end; ++r) {
+// normed = rmsnorm(x), ready for `next`
+void CpuTransformer::norm(Team& team, const float* weight, const Matrix& next) {
+    const auto rows = team.share(static_cast<int>(batch_->rows.size()));
+    for (int r = rows.first; r < rows.second; ++r) {
         kernels_.rmsnorm(x_.data() + static_cast<size_t>(r) * dim_, weight, config().dim,
                          config().norm_eps, normed_.data() + static_cast<size_t>(r) * dim_);
     }
+    quantize(rows, next, normed_.data(), dim_);
     team.barrier();
 }
 
-// y (+)= W x, this thread's panels of it, for all rows.
-void CpuTransformer::multiply(Team& team, const Matrix& w, const float* x, size_t x_stride,
-                              int rows, float* y, size_t y_stride, bool accumulate) const {
-    const auto [begin, end] = team.share(w.panels);
-    kernels_.matmul_f32(w.data + static_cast<size_t>(begin) * w.k * kLanes, w.k, end - begin, x,
-                        x_stride, rows, y + static_cast<size_t>(begin) * kLanes, y_stride,
-                        accumulate);
+// q = x in int8, for the given rows, if w wants that
+void CpuTransformer::quantize(std::pair<int, int> rows, const Matrix& w, const float* x,
+                              size_t x_stride) {
+    if (!w.quantized()) return;
+    for (size_t r = rows.first; r < static_cast<size_t>(rows.second); ++r) {
+        kernels_.quantize(x + r * x_stride, w.k, w.group, q_.data() + r * q_stride_,
+                          q_scales_.data() + r * w.groups(), q_sums_.data() + r * w.groups());
+    }
+}
+
+// y (+)= W x: the given panels of it, for all rows. Quantized weights take x from q.
+void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const float* x,
+                              size_t x_stride, int rows, float* y, size_t y_stride,
+                              bool accumulate) const {
+    Matmul m{};
+    m.w = w.data + panels.first * w.panel_bytes();
+    m.w_scales = w.scales + panels.first * w.panel_scale_bytes();
+    m.w_scale_step = w.group_scales ? kLanes : 0;
+    m.k = w.k;
+    m.panels = panels.second - panels.first;
+    m.group = w.group;
+    m.x = x;
+    m.q = q_.data();
+    m.x_stride = w.quantized() ? q_stride_ : x_stride;
+    m.q_scales = q_scales_.data();
+    m.q_sums = q_sums_.data();
+    m.rows = rows;
+    m.y = y + static_cast<size_t>(panels.first) * kLanes;
+    m.y_stride = y_stride;
+    m.accumulate = accumulate;
+    switch (w.packing) {
+        case Packing::kFloat32: return kernels_.matmul_f32(m);
+        case Packing::kBFloat16: return kernels_.matmul_bf16(m);
+        case Packing::kInt8: return kernels_.matmul_q8(m);
+        case Packing::kInt4: return kernels_.matmul_q4(m);
+    }
 }
 
 // x += wo (attention(rope(q), rope(k), v)) with q, k, v = qkv (norm(x))
 void CpuTransformer::attention(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = static_cast<int>(batch_->rows.size());
-    norm(team, w.attention_norm);
-    multiply(team, w.qkv, normed_.data(), dim_, rows, qkv_rows_.data(), qkv_, false);
+    norm(team, w.attention_norm, w.qkv);
+    multiply(team.share(w.qkv.panels), w.qkv, normed_.data(), dim_, rows, qkv_rows_.data(), qkv_,
+             false);
     team.barrier();
     store_keys_and_values(team, layer);
     team.barrier();
     attend(team, layer);
     team.barrier();
-    multiply(team, w.wo, attended_.data(), dim_, rows, x_.data(), dim_, true);
+    if (w.wo.quantized()) {
+        quantize(team.share(rows), w.wo, attended_.data(), dim_);
+        team.barrier();
+    }
+    multiply(team.share(w.wo.panels), w.wo, attended_.data(), dim_, rows, x_.data(), dim_, true);
     team.barrier();
 }
 
@@ -120,12 +177,15 @@ void CpuTransformer::store_keys_and_values(Team& team, int layer) {
         const int r = item / n_kv_heads_, head = item % n_kv_heads_;
         const Row& row = batch_->rows[r];
         const size_t angle = static_cast<size_t>(row.position) * head_size_;
-        float* k =
-            qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
+        float* k = qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
         const float* v = k + n_kv_heads_ * head_size_;
         kernels_.rope(k, cos_.data() + angle, sin_.data() + angle, head_size_);
         const int block = batch_->block_tables[row.sequence][row.position / kBlockTokens];
-        kv_.store(layer, head, block, row.position % kBlockTokens, k, v);
+        const int slot = row.position % kBlockTokens;
+        const size_t offset = block * kv_.block_bytes();
+        const int type = static_cast<int>(kv_.type());
+        kernels_.store_key[type](k, head_size_, slot, kv_.keys(layer, head) + offset);
+        kernels_.store_value[type](v, head_size_, slot, kv_.values(layer, head) + offset);
     }
 }
 
@@ -149,7 +209,7 @@ void CpuTransformer::attend(Team& team, int layer) {
         a.block_table = batch_->block_tables[row.sequence];
         a.n_tokens = row.position + 1;
         a.out = attended_.data() + static_cast<size_t>(r) * dim_ + head * head_size_;
-        kernels_.attend_f32(a);
+        kernels_.attend[static_cast<int>(kv_.type())](a);
     }
 }
 
@@ -157,33 +217,38 @@ void CpuTransformer::attend(Team& team, int layer) {
 void CpuTransformer::feed_forward(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = static_cast<int>(batch_->rows.size());
-    norm(team, w.ffn_norm);
+    norm(team, w.ffn_norm, w.gate_up);
     // A thread's share is whole pairs of panels, so it can gate its own outputs at once.
     const auto [begin, end] = team.share(w.gate_up.panels / 2);
-    kernels_.matmul_f32(w.gate_up.data + static_cast<size_t>(2 * begin) * w.gate_up.k * kLanes,
-                        w.gate_up.k, 2 * (end - begin), normed_.data(), dim_, rows,
-                        gate_up_.data() + 2 * begin * kLanes, 2 * hidden_, false);
-    for (int r = 0; r < rows; ++r) {
-        kernels_.swiglu(gate_up_.data() + static_cast<size_t>(r) * 2 * hidden_ + 2 * begin * kLanes,
-                        end - begin,
-                        gated_.data() + static_cast<size_t>(r) * hidden_ + begin * kLanes);
+    multiply({2 * begin, 2 * end}, w.gate_up, normed_.data(), dim_, rows, gate_up_.data(),
+             2 * hidden_, false);
+    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+        kernels_.swiglu(gate_up_.data() + r * 2 * hidden_ + 2 * begin * kLanes, end - begin,
+                        gated_.data() + r * hidden_ + begin * kLanes);
     }
     team.barrier();
-    multiply(team, w.down, gated_.data(), hidden_, rows, x_.data(), dim_, true);
+    if (w.down.quantized()) {
+        quantize(team.share(rows), w.down, gated_.data(), hidden_);
+        team.barrier();
+    }
+    multiply(team.share(w.down.panels), w.down, gated_.data(), hidden_, rows, x_.data(), dim_,
+             true);
 }
 
 // logits = output (norm(x)) for the rows that want them
 void CpuTransformer::classify(Team& team) {
     const int rows = static_cast<int>(batch_->logit_rows.size());
     if (rows == 0) return;
-    const auto [begin, end] = team.share(rows);
-    for (int i = begin; i < end; ++i) {
+    const Matrix& w = weights_->output();
+    const auto share = team.share(rows);
+    for (int i = share.first; i < share.second; ++i) {
         const size_t r = batch_->logit_rows[i];
         kernels_.rmsnorm(x_.data() + r * dim_, weights_->final_norm(), config().dim,
                          config().norm_eps, normed_.data() + static_cast<size_t>(i) * dim_);
     }
+    quantize(share, w, normed_.data(), dim_);
     team.barrier();
-    multiply(team, weights_->output(), normed_.data(), dim_, rows, logits_.data(), logits_stride_,
+    multiply(team.share(w.panels), w, normed_.data(), dim_, rows, logits_.data(), logits_stride_,
              false);
 }
 
@@ -193,8 +258,8 @@ void CpuTransformer::fill_rotary_tables(int positions) {
     for (; rotary_filled_ < positions; ++rotary_filled_) {
         const size_t start = static_cast<size_t>(rotary_filled_) * head_size_;
         for (int i = 0; i < head_size_; i += 2) {
-            const double frequency = std::pow(static_cast<double>(config().rope_theta),
-                                              -i / static_cast<double>(head_size_));
+            const double frequency =
+                std::pow(static_cast<double>(config().rope_theta), -i / static_cast<double>(head_size_));
             const double angle = rotary_filled_ * frequency;
             const float c = static_cast<float>(std::cos(angle));
             const float s = static_cast<float>(std::sin(angle));

@@ -16,8 +16,8 @@ namespace pyllama2c {
 class CpuTransformer : public Backend {
   public:
     // Throws CapacityError where the memory cannot be reserved.
-    CpuTransformer(std::shared_ptr<const Weights> weights, int n_threads, int max_rows,
-                   int n_blocks);
+    CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv_type, int n_threads,
+                   int max_rows, int n_blocks);
 
     const ModelConfig& config() const override { return weights_->config(); }
     int max_rows() const override { return max_rows_; }
@@ -35,11 +35,12 @@ class CpuTransformer : public Backend {
     void attention(Team& team, int layer);
     void feed_forward(Team& team, int layer);
     void classify(Team& team);
-    void norm(Team& team, const float* weight);
+    void norm(Team& team, const float* weight, const Matrix& next);
     void store_keys_and_values(Team& team, int layer);
     void attend(Team& team, int layer);
-    void multiply(Team& team, const Matrix& w, const float* x, size_t x_stride, int rows, float* y,
-                  size_t y_stride, bool accumulate) const;
+    void quantize(std::pair<int, int> rows, const Matrix& w, const float* x, size_t x_stride);
+    void multiply(std::pair<int, int> panels, const Matrix& w, const float* x, size_t x_stride,
+                  int rows, float* y, size_t y_stride, bool accumulate) const;
     void fill_rotary_tables(int positions);
     int useful_threads(int rows) const;
 
@@ -58,20 +59,26 @@ class CpuTransformer : public Backend {
     const int hidden_;         // padded(hidden_dim)
     const int logits_stride_;  // padded(vocab_size)
 
-    Buffer<float> x_;          // [rows][dim_] residual stream
-    Buffer<float> normed_;     // [rows][dim_]
-    Buffer<float> qkv_rows_;   // [rows][qkv_] queries, keys, values
-    Buffer<float> attended_;   // [rows][dim_]
-    Buffer<float> gate_up_;    // [rows][2 * hidden_] 16 gates, 16 ups in turn
-    Buffer<float> gated_;      // [rows][hidden_]
-    Buffer<float> logits_;     // [rows][logits_stride_]
+    Buffer<float> x_;         // [rows][dim_] residual stream
+    Buffer<float> normed_;    // [rows][dim_]
+    Buffer<float> qkv_rows_;  // [rows][qkv_] queries, keys, values
+    Buffer<float> attended_;  // [rows][dim_]
+    Buffer<float> gate_up_;   // [rows][2 * hidden_] 16 gates, 16 ups in turn
+    Buffer<float> gated_;     // [rows][hidden_]
+    Buffer<float> logits_;    // [rows][logits_stride_]
+    // The input of the next product as int8, when its weights are quantized.
+    const int q_stride_;
+    const int q_groups_;       // the most of any matrix
+    Buffer<int8_t> q_;         // [rows][q_stride_]
+    Buffer<float> q_scales_;   // [rows][groups of the matrix]
+    Buffer<int32_t> q_sums_;   // [rows][groups of the matrix]
     Buffer<float> cos_, sin_;  // [max_seq_len][head_size], filled as far as positions were used
     int rotary_filled_ = 0;
     std::vector<Buffer<float>> scores_;  // per thread [padded(max_seq_len)]
 
     // The pass in progress.
     const Batch* batch_ = nullptr;
-    int layer_ = 0;  // the next one; n_layers: only the classifier is left
+    int layer_ = 0;      // the next one; n_layers: only the classifier is left
     bool out_of_time_ = false;
 };
 

@@ -1,0 +1,76 @@
+#include "model/packer.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "base/buffer.h"
+#include "base/parallel.h"
+
+namespace pyllama2c {
+
+size_t Packer::append_panels(const Matrix& to) {
+    const size_t first = panels_.size();
+    for (int p = 0; p < to.panels; ++p) panels_.push_back({&to, p, {}});
+    return first;
+}
+
+void Packer::stack(const Matrix& to, std::initializer_list<const Tensor*> parts) {
+    const size_t first = append_panels(to);
+    int64_t filled = 0;
+    for (const Tensor* part : parts) {
+        for (int64_t row = 0; row < part->rows; ++row, ++filled) {
+            panels_[first + filled / kLanes].rows[filled % kLanes] = {part, row};
+        }
+    }
+}
+
+void Packer::interleave(const Matrix& to, const Tensor& a, const Tensor& b) {
+    const size_t first = append_panels(to);
+    for (int64_t row = 0; row < a.rows; ++row) {
+        const size_t pair = first + row / kLanes * 2;
+        panels_[pair].rows[row % kLanes] = {&a, row};
+        panels_[pair + 1].rows[row % kLanes] = {&b, row};
+    }
+}
+
+void Packer::run(int n_threads) {
+    std::atomic<size_t> next{0};
+    size_t widest = 0;
+    for (const Panel& panel : panels_) widest = std::max<size_t>(widest, padded(panel.to->k));
+    std::vector<Buffer<float>> scratch(n_threads);
+    for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * kLanes);
+    parallel(n_threads, [&](Team& team) {
+        float* rows = scratch[team.rank()].data();
+        for (size_t i = next++; i < panels_.size(); i = next++) pack(panels_[i], rows);
+    });
+}
+
+// rows: scratch [16][padded(k)]
+void Packer::pack(const Panel& panel, float* rows) {
+    const Matrix& to = *panel.to;
+    if (to.packing == Packing::kInt8 && to.group_scales) {
+        Int8Rows source{};
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const auto& from = panel.rows[lane];
+            if (from.tensor == nullptr) continue;
+            source.values[lane] = from.tensor->data + from.row * to.k;
+            source.scales[lane] = from.tensor->scales + from.row * to.groups() * 4;
+        }
+        pack_int8_panel(to, panel.index, source);
+        return;
+    }
+    const int stride = padded(to.k);
+    for (int lane = 0; lane < kLanes; ++lane) {
+        float* row = rows + static_cast<size_t>(lane) * stride;
+        const auto& from = panel.rows[lane];
+        if (from.tensor != nullptr) {
+            from.tensor->read_row(from.row, row);
+        } else {
+            std::fill_n(row, to.k, 0.0f);
+        }
+        std::fill(row + to.k, row + stride, 0.0f);
+    }
+    pack_panel(to, panel.index, rows);
+}
+
+}  // namespace pyllama2c
