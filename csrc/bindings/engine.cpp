@@ -16,9 +16,11 @@ namespace {
 static_assert(BlockManager::kTokens == kBlockTokens);
 
 std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvType kv_type,
-                                    int n_threads, int max_sequences, int prefill_chunk, int n_blocks) {
+                                    int n_threads, int max_sequences, int prefill_chunk,
+                                    int n_blocks) {
     const int max_rows = max_sequences + prefill_chunk;
-    auto backend = std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
+    auto backend =
+        std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
     return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk);
 }
 

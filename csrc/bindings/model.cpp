@@ -92,8 +92,8 @@ ModelTensors tensors_from(const py::dict& config, const py::dict& arrays) {
 
 // (len(tokens), vocab_size) float32, computed in chunks in a cache of its own.
 py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
-                              const std::vector<int32_t>& tokens, KvType kv_type,
-                              int n_threads, int chunk) {
+                              const std::vector<int32_t>& tokens, KvType kv_type, int n_threads,
+                              int chunk) {
     const ModelConfig& c = weights->config();
     const int n = static_cast<int>(tokens.size());
     if (n > c.max_seq_len) {
@@ -177,8 +177,8 @@ void register_model(py::module_& m) {
                 return KvCache::bytes_per_block(w.config(), type);
             },
             py::arg("kv_type"))
-        .def("logits", &all_logits, py::arg("tokens"), py::arg("kv_type"), py::arg("n_threads"), py::arg("chunk"),
-             "float32 logits (len(tokens), vocab_size).");
+        .def("logits", &all_logits, py::arg("tokens"), py::arg("kv_type"), py::arg("n_threads"),
+             py::arg("chunk"), "float32 logits (len(tokens), vocab_size).");
 }
 
 }  // namespace pyllama2c

@@ -88,7 +88,8 @@ inline Vec load_half(const uint16_t* p) {
             _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1))};
 }
 inline void store_half(uint16_t* p, Vec v) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v.lo, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph(v.lo, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
                      _mm256_cvtps_ph(v.hi, _MM_FROUND_TO_NEAREST_INT));
 }
@@ -124,8 +125,7 @@ inline Ints add_int(Ints a, Ints b) {
 }
 inline int sum_int(Ints v) {
     const __m256i eight = _mm256_add_epi32(v.lo, v.hi);
-    __m128i four =
-        _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
     four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1));
     return _mm_cvtsi128_si32(four);
@@ -151,8 +151,8 @@ inline Quad set1_quad(const int8_t* p) {
     return {_mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8), _mm256_srai_epi16(quad, 8)};
 }
 inline __m256i dot_half(__m256i sums, __m256i even, __m256i odd, Quad quad) {
-    const __m256i products = _mm256_add_epi32(_mm256_madd_epi16(even, quad.even),
-                                              _mm256_madd_epi16(odd, quad.odd));
+    const __m256i products =
+        _mm256_add_epi32(_mm256_madd_epi16(even, quad.even), _mm256_madd_epi16(odd, quad.odd));
     return _mm256_add_epi32(sums, products);
 }
 inline Ints dot(Ints sums, Bytes weights, Quad quad) {
@@ -162,10 +162,9 @@ inline Ints dot(Ints sums, Bytes weights, Quad quad) {
 inline Ints round_to_bytes(Vec x, int8_t* q) {
     const Ints whole = {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)};
     // packs works within 128-bit halves: quarters come out as 0 2 1 3
-    const __m256i words =
-        _mm256_permute4x64_epi64(_mm256_packs_epi32(whole.lo, whole.hi), 0xD8);
-    const __m128i bytes = _mm_packs_epi16(_mm256_castsi256_si128(words),
-                                          _mm256_extracti128_si256(words, 1));
+    const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole.lo, whole.hi), 0xD8);
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), bytes);
     return whole;
 }
@@ -175,10 +174,19 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 }  // namespace
 
 const KernelTable avx2_kernels = {
-    "avx2", matmul_f32, matmul_bf16, matmul_q8, matmul_q4, quantize, rmsnorm, rope, swiglu,
+    "avx2",
+    matmul_f32,
+    matmul_bf16,
+    matmul_q8,
+    matmul_q4,
+    quantize,
+    rmsnorm,
+    rope,
+    swiglu,
     {store_key<KvF32>, store_key<KvF16>, store_key<KvQ8>},
     {store_value<KvF32>, store_value<KvF16>, store_value<KvQ8>},
-    {attend<KvF32>, attend<KvF16>, attend<KvQ8>}, softmax,
+    {attend<KvF32>, attend<KvF16>, attend<KvQ8>},
+    softmax,
 };
 
 }  // namespace pyllama2c

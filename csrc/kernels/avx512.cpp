@@ -14,7 +14,7 @@ constexpr int kTilePanels = 2;  // 2 x 12 sums + 2 weights + 1 broadcast: 27 of 
 constexpr int kTileRows = 12;
 constexpr int kRowPanelsQ = 4;
 constexpr int kTileRowsQ = 12;
-constexpr int kValuePanels = 4;  // head size 64 in one pass
+constexpr int kValuePanels = 4;          // head size 64 in one pass
 constexpr int kBias8 = 128, kBias4 = 8;  // weights stay unsigned, as VPDPBUSD wants them
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
@@ -53,7 +53,8 @@ inline Vec load_half(const uint16_t* p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 inline void store_half(uint16_t* p, Vec v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 inline Vec load_signed_bytes(const int8_t* p) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -99,10 +100,19 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 }  // namespace
 
 const KernelTable avx512_kernels = {
-    "avx512", matmul_f32, matmul_bf16, matmul_q8, matmul_q4, quantize, rmsnorm, rope, swiglu,
+    "avx512",
+    matmul_f32,
+    matmul_bf16,
+    matmul_q8,
+    matmul_q4,
+    quantize,
+    rmsnorm,
+    rope,
+    swiglu,
     {store_key<KvF32>, store_key<KvF16>, store_key<KvQ8>},
     {store_value<KvF32>, store_value<KvF16>, store_value<KvQ8>},
-    {attend<KvF32>, attend<KvF16>, attend<KvQ8>}, softmax,
+    {attend<KvF32>, attend<KvF16>, attend<KvQ8>},
+    softmax,
 };
 
 }  // namespace pyllama2c

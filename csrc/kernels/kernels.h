@@ -14,7 +14,7 @@
 
 namespace pyllama2c {
 
-constexpr int kLanes = 16;      // outputs in a panel
+constexpr int kLanes = 16;        // outputs in a panel
 constexpr int kBlockTokens = 16;  // tokens in a block of the KV cache: one panel of keys
 
 constexpr int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -24,9 +24,10 @@ constexpr int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 enum class Packing {
     kFloat32,   // [panels][k][16] floats
     kBFloat16,  // [panels][ceil(k / 2)][16][2] upper halves of floats
-    kInt8,      // [panels][ceil(k / 4)][16][4] bytes, value + 128; float scales [panels][1 or groups][16]
-    kInt4,      // [panels][ceil(k / 8)][16][4] bytes: value + 8 of inputs 0..3 in the low, 4..7 in the
-                // high half of each; half-precision scales [panels][groups][16], group 32
+    kInt8,      // [panels][ceil(k / 4)][16][4] bytes, value + 128; float scales [panels][1 or
+                // groups][16]
+    kInt4,  // [panels][ceil(k / 8)][16][4] bytes: value + 8 of inputs 0..3 in the low, 4..7 in the
+            // high half of each; half-precision scales [panels][groups][16], group 32
 };
 
 // Longest group: 255 * 127 * kMaxGroup stays below 2^31, so integer sums are exact in any order.
@@ -39,18 +40,18 @@ constexpr int kInt4Group = 32;
 // sum = fma(float(exact integer sum), weight scale * activation scale, sum).
 struct Matmul {
     const void* w;
-    const void* w_scales;      // quantized
-    size_t w_scale_step;       // from one group's scales to the next: 16, or 0 where a row has one
+    const void* w_scales;  // quantized
+    size_t w_scale_step;   // from one group's scales to the next: 16, or 0 where a row has one
     int k;
     int panels;
-    int group;                 // quantized: inputs per group, a multiple of 16 or all of them
-    const float* x;            // float weights: rows at x_stride floats
-    const int8_t* q;           // quantized: rows at x_stride bytes, see quantize()
+    int group;        // quantized: inputs per group, a multiple of 16 or all of them
+    const float* x;   // float weights: rows at x_stride floats
+    const int8_t* q;  // quantized: rows at x_stride bytes, see quantize()
     size_t x_stride;
-    const float* q_scales;     // [rows][groups]
-    const int32_t* q_sums;     // [rows][groups]
+    const float* q_scales;  // [rows][groups]
+    const int32_t* q_sums;  // [rows][groups]
     int rows;
-    float* y;                  // rows at y_stride floats, 16 * panels wide
+    float* y;  // rows at y_stride floats, 16 * panels wide
     size_t y_stride;
     bool accumulate;
 };
@@ -82,9 +83,9 @@ struct Attention {
     const int32_t* block_table;  // [ceil(n_tokens / 16)] block numbers
     int n_tokens;                // >= 1
     int head_size;
-    float scale;                 // 1 / sqrt(head_size)
-    float* scores;               // scratch [padded(n_tokens)]
-    float* out;                  // [head_size]
+    float scale;    // 1 / sqrt(head_size)
+    float* scores;  // scratch [padded(n_tokens)]
+    float* out;     // [head_size]
 };
 
 struct KernelTable {

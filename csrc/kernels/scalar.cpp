@@ -199,7 +199,8 @@ void kv_store(const float* x, int head_size, int slot, char* elements, int n, In
     for (int d = 0; d < head_size; ++d) {
         const int i = index(d);
         if (type == KvType::kFloat32) reinterpret_cast<float*>(elements)[i] = x[d];
-        if (type == KvType::kFloat16) reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
+        if (type == KvType::kFloat16)
+            reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
         if (type == KvType::kInt8) {
             elements[i] = static_cast<char>(x[d] * inverse + kRoundMagic - kRoundMagic);
         }
@@ -215,9 +216,8 @@ void store_key(const float* k, int head_size, int slot, char* keys) {
 
 template <KvType type>
 void store_value(const float* v, int head_size, int slot, char* values) {
-    kv_store<type>(v, head_size, slot, values, padded(head_size) * kBlockTokens, [=](int d) {
-        return (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes;
-    });
+    kv_store<type>(v, head_size, slot, values, padded(head_size) * kBlockTokens,
+                   [=](int d) { return (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes; });
 }
 
 template <KvType type>
@@ -257,10 +257,19 @@ void attend(const Attention& a) {
 }  // namespace
 
 const KernelTable scalar_kernels = {
-    "scalar", matmul_f32, matmul_bf16, matmul_q8, matmul_q4, quantize, rmsnorm, rope, swiglu,
+    "scalar",
+    matmul_f32,
+    matmul_bf16,
+    matmul_q8,
+    matmul_q4,
+    quantize,
+    rmsnorm,
+    rope,
+    swiglu,
     {store_key<KvType::kFloat32>, store_key<KvType::kFloat16>, store_key<KvType::kInt8>},
     {store_value<KvType::kFloat32>, store_value<KvType::kFloat16>, store_value<KvType::kInt8>},
-    {attend<KvType::kFloat32>, attend<KvType::kFloat16>, attend<KvType::kInt8>}, softmax,
+    {attend<KvType::kFloat32>, attend<KvType::kFloat16>, attend<KvType::kInt8>},
+    softmax,
 };
 
 }  // namespace pyllama2c

@@ -12,8 +12,8 @@
 //   sum max_lane             by the fixed tree
 //   abs  load_half store_half (half precision)  load_signed_bytes
 //   load_bf16                (16 pairs, as two Vec)
-// and for whole numbers: `Ints` (16 int32 lanes), `Bytes` (16 lanes of 4 weights), `Quad` (4 activations
-// for all lanes):
+// and for whole numbers: `Ints` (16 int32 lanes), `Bytes` (16 lanes of 4 weights), `Quad` (4
+// activations for all lanes):
 //   set1_int add_int sum_int to_float  load_bytes load_nibbles set1_quad
 //   dot(sums, weights, quad) adds 4 products in each lane, with weights kBias8 or kBias4 too large
 //   round_to_bytes(x, q)     stores the rounded lanes as int8 and returns them
@@ -384,8 +384,8 @@ inline float* kv_scales(char* elements, int n) {
 template <typename Kv>
 void store_key(const float* k, int head_size, int slot, char* keys) {
     typename Kv::Element* to = reinterpret_cast<typename Kv::Element*>(keys) + slot;
-    const Vec inverse = kv_inverse<Kv>(
-        k, head_size, kv_scales<Kv>(keys, head_size * kBlockTokens) + slot);
+    const Vec inverse =
+        kv_inverse<Kv>(k, head_size, kv_scales<Kv>(keys, head_size * kBlockTokens) + slot);
     for (int d = 0; d < head_size; d += kLanes) {
         typename Kv::Element part[kLanes];
         Kv::store_16(load_part(k, d, head_size), inverse, part);
@@ -428,8 +428,8 @@ inline void score_blocks(const Attention& a, int block) {
     for (int b = 0; b < B; ++b) {
         Vec scale = set1(a.scale);
         if constexpr (Kv::type == KvType::kInt8) {
-            scale = mul(scale, load(reinterpret_cast<const float*>(keys[b] +
-                                                                   a.head_size * kBlockTokens)));
+            scale = mul(scale,
+                        load(reinterpret_cast<const float*>(keys[b] + a.head_size * kBlockTokens)));
         }
         store(a.scores + (block + b) * kBlockTokens, mul(dots[b], scale));
     }
@@ -457,8 +457,7 @@ inline void sum_values(const Attention& a, int first, float scale) {
                     const Vec weight = set1(a.scores[t0 + t + c]);
 #pragma GCC unroll 4
                     for (int p = 0; p < P; ++p) {
-                        const Vec value =
-                            Kv::load_16(values + (p * kBlockTokens + t + c) * kLanes);
+                        const Vec value = Kv::load_16(values + (p * kBlockTokens + t + c) * kLanes);
                         chains[p][c] = fma(weight, value, chains[p][c]);
                     }
                 }
@@ -467,8 +466,8 @@ inline void sum_values(const Attention& a, int first, float scale) {
     }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-        const Vec total = mul(add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3])),
-                              set1(scale));
+        const Vec total =
+            mul(add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3])), set1(scale));
         const int d = (first + p) * kLanes;
         if (d + kLanes <= a.head_size) {
             store(a.out + d, total);

@@ -209,10 +209,12 @@ void Matrix::read_row(int row, float* out) const {
                 break;
             }
             case Packing::kInt4: {
-                const int pair = reinterpret_cast<const uint8_t*>(w)[(octet * kLanes + lane) * 4 + i % 4];
+                const int pair =
+                    reinterpret_cast<const uint8_t*>(w)[(octet * kLanes + lane) * 4 + i % 4];
                 const int value = (i % 8 < 4 ? pair & 15 : pair >> 4) - 8;
-                out[i] = static_cast<float>(value) *
-                         half_to_float(reinterpret_cast<const uint16_t*>(s)[i / group * kLanes + lane]);
+                out[i] =
+                    static_cast<float>(value) *
+                    half_to_float(reinterpret_cast<const uint16_t*>(s)[i / group * kLanes + lane]);
                 break;
             }
         }

@@ -10,13 +10,13 @@ namespace pyllama2c {
 
 struct Matrix {
     Packing packing = Packing::kFloat32;
-    int n = 0;                // outputs
-    int k = 0;                // inputs
-    int panels = 0;           // ceil(n / 16)
-    int group = 0;            // quantized: inputs that share an activation scale
+    int n = 0;                  // outputs
+    int k = 0;                  // inputs
+    int panels = 0;             // ceil(n / 16)
+    int group = 0;              // quantized: inputs that share an activation scale
     bool group_scales = false;  // quantized: a weight scale per group too, not only per output
-    char* data = nullptr;     // [panels] of panel_bytes()
-    char* scales = nullptr;   // [panels] of panel_scale_bytes()
+    char* data = nullptr;       // [panels] of panel_bytes()
+    char* scales = nullptr;     // [panels] of panel_scale_bytes()
 
     bool quantized() const { return packing == Packing::kInt8 || packing == Packing::kInt4; }
     int groups() const { return quantized() ? (k + group - 1) / group : 0; }

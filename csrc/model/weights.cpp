@@ -67,8 +67,8 @@ WeightType weight_type(const std::string& name, const ModelTensors& tensors) {
         if (stored == DType::kInt8) return WeightType::kInt8;
         return stored == DType::kBFloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
     }
-    for (const WeightType type : {WeightType::kFloat32, WeightType::kBFloat16, WeightType::kInt8,
-                                  WeightType::kInt4}) {
+    for (const WeightType type :
+         {WeightType::kFloat32, WeightType::kBFloat16, WeightType::kInt8, WeightType::kInt4}) {
         if (name == weight_type_name(type)) return type;
     }
     throw ArgumentError(
@@ -145,8 +145,7 @@ Weights::Weights(const ModelConfig& config, WeightType type, int file_group, con
     layers_.resize(config_.n_layers);
     place();
     if (bytes != nbytes_) {
-        throw CheckpointError(
-            text("packed weights have ", bytes, " bytes, expected ", nbytes_));
+        throw CheckpointError(text("packed weights have ", bytes, " bytes, expected ", nbytes_));
     }
     image_ = static_cast<char*>(const_cast<void*>(image));  // nobody writes to it
     place();

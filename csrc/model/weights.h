@@ -32,9 +32,9 @@ const char* weight_type_name(WeightType type);
 
 class Weights {
   public:
-    // Converts and packs every tensor on `n_threads` threads. The int8 values of a v2 file are taken
-    // as they are where its groups are multiples of 16 that divide the rows.
-    // Throws CheckpointError where a tensor's shape does not fit the config.
+    // Converts and packs every tensor on `n_threads` threads. The int8 values of a v2 file are
+    // taken as they are where its groups are multiples of 16 that divide the rows. Throws
+    // CheckpointError where a tensor's shape does not fit the config.
     Weights(const ModelTensors& tensors, WeightType type, int n_threads);
 
     // The image() of weights that were packed earlier, used where it lies; `owner` keeps it alive.

@@ -177,7 +177,8 @@ void CpuTransformer::store_keys_and_values(Team& team, int layer) {
         const int r = item / n_kv_heads_, head = item % n_kv_heads_;
         const Row& row = batch_->rows[r];
         const size_t angle = static_cast<size_t>(row.position) * head_size_;
-        float* k = qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
+        float* k =
+            qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
         const float* v = k + n_kv_heads_ * head_size_;
         kernels_.rope(k, cos_.data() + angle, sin_.data() + angle, head_size_);
         const int block = batch_->block_tables[row.sequence][row.position / kBlockTokens];
@@ -258,8 +259,8 @@ void CpuTransformer::fill_rotary_tables(int positions) {
     for (; rotary_filled_ < positions; ++rotary_filled_) {
         const size_t start = static_cast<size_t>(rotary_filled_) * head_size_;
         for (int i = 0; i < head_size_; i += 2) {
-            const double frequency =
-                std::pow(static_cast<double>(config().rope_theta), -i / static_cast<double>(head_size_));
+            const double frequency = std::pow(static_cast<double>(config().rope_theta),
+                                              -i / static_cast<double>(head_size_));
             const double angle = rotary_filled_ * frequency;
             const float c = static_cast<float>(std::cos(angle));
             const float s = static_cast<float>(std::sin(angle));

@@ -78,7 +78,7 @@ class CpuTransformer : public Backend {
 
     // The pass in progress.
     const Batch* batch_ = nullptr;
-    int layer_ = 0;      // the next one; n_layers: only the classifier is left
+    int layer_ = 0;  // the next one; n_layers: only the classifier is left
     bool out_of_time_ = false;
 };
 
