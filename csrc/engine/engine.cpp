@@ -150,11 +150,15 @@ void Engine::start_pass() {
 void Engine::finish_pass() {
     const int vocab_size = backend_->config().vocab_size;
     const Clock::time_point now = Clock::now();
-    int logits = 0;
+    size_t end = 0;     // of this sequence's rows
+    size_t logits = 0;  // of logit_rows, how many were seen
     for (const Scheduled& item : scheduled_) {
         Sequence& s = *item.sequence;
-        const bool wants_token = s.n_computed + item.n_rows == s.tokens.size();
-        float* const row = wants_token ? backend_->logits(logits++) : nullptr;
+        end += item.n_rows;
+        // Asked of the batch, not of the sequence: that may have been cancelled since.
+        const bool wants_token = logits < batch_.logit_rows.size() &&
+                                 static_cast<size_t>(batch_.logit_rows[logits]) == end - 1;
+        float* const row = wants_token ? backend_->logits(static_cast<int>(logits++)) : nullptr;
         if (s.finish != FinishReason::kNone) continue;  // cancelled meanwhile
         scheduler_.computed(s, item.n_rows);
         if (!wants_token) continue;
