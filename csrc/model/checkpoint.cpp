@@ -86,11 +86,13 @@ struct Reader {
     }
 
     // One tensor of each layer; `member` says which.
-    void per_layer(ModelTensors& model, const char* field, Tensor LayerTensors::* member,
-                   int64_t rows, int64_t cols) {
-        for (LayerTensors& layer : model.layers) {
-            layer.*member = rows == 1 ? floats(field, rows, cols) : matrix(field, rows, cols);
-        }
+    void norms(ModelTensors& model, const char* field, Tensor LayerTensors::* member,
+               int64_t cols) {
+        for (LayerTensors& layer : model.layers) layer.*member = floats(field, 1, cols);
+    }
+    void matrices(ModelTensors& model, const char* field, Tensor LayerTensors::* member,
+                  int64_t rows, int64_t cols) {
+        for (LayerTensors& layer : model.layers) layer.*member = matrix(field, rows, cols);
     }
 };
 
@@ -111,15 +113,15 @@ void read_legacy(Cursor& file, ModelTensors& model) {
     Reader reader{file, 0};
     allocate_layers(file, model);
     model.token_embedding = reader.matrix("token_embedding", c.vocab_size, c.dim);
-    reader.per_layer(model, "attention_norm", &LayerTensors::attention_norm, 1, c.dim);
-    reader.per_layer(model, "wq", &LayerTensors::wq, c.dim, c.dim);
-    reader.per_layer(model, "wk", &LayerTensors::wk, c.kv_dim(), c.dim);
-    reader.per_layer(model, "wv", &LayerTensors::wv, c.kv_dim(), c.dim);
-    reader.per_layer(model, "wo", &LayerTensors::wo, c.dim, c.dim);
-    reader.per_layer(model, "ffn_norm", &LayerTensors::ffn_norm, 1, c.dim);
-    reader.per_layer(model, "w1", &LayerTensors::w1, c.hidden_dim, c.dim);
-    reader.per_layer(model, "w2", &LayerTensors::w2, c.dim, c.hidden_dim);
-    reader.per_layer(model, "w3", &LayerTensors::w3, c.hidden_dim, c.dim);
+    reader.norms(model, "attention_norm", &LayerTensors::attention_norm, c.dim);
+    reader.matrices(model, "wq", &LayerTensors::wq, c.dim, c.dim);
+    reader.matrices(model, "wk", &LayerTensors::wk, c.kv_dim(), c.dim);
+    reader.matrices(model, "wv", &LayerTensors::wv, c.kv_dim(), c.dim);
+    reader.matrices(model, "wo", &LayerTensors::wo, c.dim, c.dim);
+    reader.norms(model, "ffn_norm", &LayerTensors::ffn_norm, c.dim);
+    reader.matrices(model, "w1", &LayerTensors::w1, c.hidden_dim, c.dim);
+    reader.matrices(model, "w2", &LayerTensors::w2, c.dim, c.hidden_dim);
+    reader.matrices(model, "w3", &LayerTensors::w3, c.hidden_dim, c.dim);
     model.final_norm = reader.floats("final_norm", 1, c.dim);
     file.take("rotary tables", product(c.max_seq_len, c.head_size()), 4);
     model.output =
@@ -130,17 +132,17 @@ void read_modern(Cursor& file, ModelTensors& model, int group_size) {
     const ModelConfig& c = model.config;
     Reader reader{file, group_size};
     allocate_layers(file, model);
-    reader.per_layer(model, "attention_norm", &LayerTensors::attention_norm, 1, c.dim);
-    reader.per_layer(model, "ffn_norm", &LayerTensors::ffn_norm, 1, c.dim);
+    reader.norms(model, "attention_norm", &LayerTensors::attention_norm, c.dim);
+    reader.norms(model, "ffn_norm", &LayerTensors::ffn_norm, c.dim);
     model.final_norm = reader.floats("final_norm", 1, c.dim);
     model.token_embedding = reader.matrix("token_embedding", c.vocab_size, c.dim);
-    reader.per_layer(model, "wq", &LayerTensors::wq, c.dim, c.dim);
-    reader.per_layer(model, "wk", &LayerTensors::wk, c.kv_dim(), c.dim);
-    reader.per_layer(model, "wv", &LayerTensors::wv, c.kv_dim(), c.dim);
-    reader.per_layer(model, "wo", &LayerTensors::wo, c.dim, c.dim);
-    reader.per_layer(model, "w1", &LayerTensors::w1, c.hidden_dim, c.dim);
-    reader.per_layer(model, "w2", &LayerTensors::w2, c.dim, c.hidden_dim);
-    reader.per_layer(model, "w3", &LayerTensors::w3, c.hidden_dim, c.dim);
+    reader.matrices(model, "wq", &LayerTensors::wq, c.dim, c.dim);
+    reader.matrices(model, "wk", &LayerTensors::wk, c.kv_dim(), c.dim);
+    reader.matrices(model, "wv", &LayerTensors::wv, c.kv_dim(), c.dim);
+    reader.matrices(model, "wo", &LayerTensors::wo, c.dim, c.dim);
+    reader.matrices(model, "w1", &LayerTensors::w1, c.hidden_dim, c.dim);
+    reader.matrices(model, "w2", &LayerTensors::w2, c.dim, c.hidden_dim);
+    reader.matrices(model, "w3", &LayerTensors::w3, c.hidden_dim, c.dim);
     model.output =
         c.tied_embeddings ? model.token_embedding : reader.matrix("output", c.vocab_size, c.dim);
 }
