@@ -1,0 +1,68 @@
+// Many threads inside one engine at once; built with ThreadSanitizer too.
+#include <atomic>
+#include <mutex>
+#include <stdexcept>
+#include <thread>
+
+#include "check.h"
+#include "requests.h"
+
+namespace {
+
+struct Interrupted : std::runtime_error {
+    Interrupted() : std::runtime_error("interrupted") {}
+};
+
+// Each thread submits, waits, is interrupted, cancels, and counts what went wrong.
+int live(MockEngine& mock, uint64_t seed) {
+    Random random(seed);
+    int wrong = 0;
+    for (int i = 0; i < 40; ++i) {
+        std::vector<Request> requests;
+        std::vector<uint64_t> ids;
+        for (int n = random.between(1, 4); n > 0; --n) {
+            requests.push_back(mock.make_request(random));
+            ids.push_back(mock.submit(requests.back(), random.between(0, 2)));
+        }
+        const bool give_up = random.chance(0.2);
+        const bool at_once = random.chance(0.5);
+        Results results;
+        for (bool going = true; going;) {
+            try {
+                const auto news = mock.engine->wait(ids, at_once, [&] {
+                    if (random.chance(0.05)) throw Interrupted();
+                });
+                results.add(news);
+                going = !news.empty();
+            } catch (const Interrupted&) {
+                if (give_up) break;
+            }
+        }
+        for (size_t r = 0; r < ids.size(); ++r) {
+            mock.engine->cancel(ids[r]);
+            const std::vector<int32_t>& tokens = results.tokens(ids[r]);
+            const std::vector<int32_t>& expected = requests[r].expected;
+            const bool finished = results.finished(ids[r]);
+            const bool begins_right = tokens.size() <= expected.size() &&
+                                      std::equal(tokens.begin(), tokens.end(), expected.begin());
+            wrong += finished ? tokens != expected : !give_up || !begins_right;
+        }
+    }
+    return wrong;
+}
+
+}  // namespace
+
+int main() {
+    for (const int n_blocks : {8, 40}) {
+        MockEngine mock(100, n_blocks, 6, 20);
+        std::atomic<int> wrong{0};
+        std::vector<std::thread> threads;
+        for (int t = 0; t < 8; ++t) {
+            threads.emplace_back([&mock, &wrong, t] { wrong += live(mock, 100 + t); });
+        }
+        for (std::thread& thread : threads) thread.join();
+        CHECK(wrong == 0, wrong << " wrong texts with " << n_blocks << " blocks");
+    }
+    return check::finish("test_threads");
+}
