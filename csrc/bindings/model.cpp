@@ -36,8 +36,8 @@ ModelConfig config_from(const py::dict& d) {
     c.n_kv_heads = d["n_kv_heads"].cast<int>();
     c.vocab_size = d["vocab_size"].cast<int>();
     c.max_seq_len = d["max_seq_len"].cast<int>();
-    c.rope_theta = d["rope_theta"].cast<float>();
-    c.norm_eps = d["norm_eps"].cast<float>();
+    c.rope_theta = d["rope_theta"].cast<double>();
+    c.norm_eps = d["norm_eps"].cast<double>();
     c.tied_embeddings = d["tied_embeddings"].cast<bool>();
     c.validate();
     return c;

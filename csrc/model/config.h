@@ -13,8 +13,8 @@ struct ModelConfig {
     int n_kv_heads = 0;  // key and value heads: n_heads / n_kv_heads queries share one
     int vocab_size = 0;
     int max_seq_len = 0;
-    float rope_theta = 10000.0f;
-    float norm_eps = 1e-5f;
+    double rope_theta = 10000.0;
+    double norm_eps = 1e-5;
     bool tied_embeddings = true;  // the classifier is the embedding table
 
     int head_size() const { return dim / n_heads; }
