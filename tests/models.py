@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyllama2c.checkpoint import tensor_shapes
-from pyllama2c.checkpoint.llama2c import rotary_table_bytes, weight_order
+from pyllama2c.checkpoint import Checkpoint, tensor_shapes
 from pyllama2c.config import ModelConfig
+from pyllama2c.convert import llama2c
 
 # Shapes that have caught mistakes: name -> config
 CONFIGS: dict[str, ModelConfig] = {
@@ -38,16 +37,13 @@ def random_tensors(config: ModelConfig, seed: int = 0) -> dict[str, NDArray[Any]
     return tensors
 
 
+def checkpoint_of(config: ModelConfig, seed: int = 0) -> Checkpoint:
+    """A Checkpoint of random float32 weights."""
+    return Checkpoint(config, random_tensors(config, seed), "random", "float32", Path("random"))
+
+
 def write_v0(path: Path, config: ModelConfig, tensors: dict[str, NDArray[Any]]) -> Path:
     """Write a llama2.c checkpoint of version 0."""
-    vocab_size = config.vocab_size if config.tied_embeddings else -config.vocab_size
-    sizes = (config.dim, config.hidden_dim, config.n_layers, config.n_heads, config.n_kv_heads)
     with path.open("wb") as file:
-        file.write(struct.pack("<7i", *sizes, vocab_size, config.max_seq_len))
-        for name in weight_order(config, 0):
-            if name == "output.weight":
-                file.write(bytes(rotary_table_bytes(config)))
-            file.write(tensors[name].tobytes())
-        if config.tied_embeddings:
-            file.write(bytes(rotary_table_bytes(config)))
+        llama2c.write_v0(file, Checkpoint(config, tensors, "test", "float32", path))
     return path

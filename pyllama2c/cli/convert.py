@@ -1,0 +1,68 @@
+"""``pyllama2c convert``: between model formats, the tokenizer included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option(
+    "--to",
+    type=click.Choice(["v0", "v1", "v2", "hf"]),
+    help="Format to write: llama2.c's v0 (for run), v1 (float32) or v2 (int8, for runq), or a "
+    "Hugging Face directory, which is the default where DESTINATION has no suffix.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16"]),
+    help="How a Hugging Face directory stores the weights.  [default: as they are]",
+)
+@click.option(
+    "--group-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    help="Largest group of weights to share a scale in v2; made smaller to divide every row.",
+)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    help="The model's tokenizer (.model, .bin or tokenizer.json).  [default: beside SOURCE]",
+)
+@click.option("--force", is_flag=True, help="Replace files that exist.")
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    to: str | None,
+    dtype: str | None,
+    group_size: int,
+    tokenizer: Path | None,
+    force: bool,
+) -> None:
+    """Convert the model SOURCE into DESTINATION, with its tokenizer.
+
+    SOURCE is a llama2.c file (v0, v1, v2, or the ckpt.pt of its training), a Hugging Face
+    directory, a directory of "pyllama2c train", or Meta's params.json with consolidated.*.pth.
+    """
+    from pyllama2c.convert import convert as run
+
+    done = run(
+        source,
+        destination,
+        to=to,
+        dtype=dtype,
+        group_size=group_size,
+        tokenizer=tokenizer,
+        force=force,
+    )
+    model = done.source
+    n_params = model.config.n_params / 1e6
+    click.echo(f"read  {model.path}: {model.kind}, {model.dtype}, {n_params:.2f} M parameters")
+    click.echo(f"wrote {done.path}: {done.target}, {done.dtype} ({', '.join(done.files)})")
+    for note in done.notes:
+        click.echo(f"note: {note}", err=True)
