@@ -20,7 +20,7 @@ class SamplingParams:
     """How to choose tokens and when to stop: immutable, and checked when it is made.
 
     The logits of a step are changed in this order: `logit_bias`, penalties, `temperature`; then
-    `top_k`, `min_p` and `top_p` each remove candidates, and one random number chooses among those
+    `min_p`, `top_k` and `top_p` each remove candidates, and one random number chooses among those
     left. With the same `seed`, `temperature` and `top_p` and the rest left alone the choices are
     those of llama2.c.
 

@@ -56,10 +56,18 @@ class LazyGroup(click.Group):
             ctx.exit(BROKEN_PIPE)
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__)
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Run tiny llama2.c-style Llama models."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(FAILED)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,9 +76,6 @@ def main(argv: list[str] | None = None) -> None:
         status = cli.main(args=argv, prog_name="pyllama2c", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         status = _fail("interrupted", INTERRUPTED)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        status = FAILED
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else "pyllama2c"
         status = _fail(f"error: {error.format_message()} (see '{command} --help')")
