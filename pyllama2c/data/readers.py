@@ -106,9 +106,7 @@ def _read_named(
         raise DataError(f"{where}: damaged archive ({error})") from error
 
 
-def _read_tar(
-    archive: tarfile.TarFile, where: str, field: str | None
-) -> Iterator[tuple[str, str]]:
+def _read_tar(archive: tarfile.TarFile, where: str, field: str | None) -> Iterator[tuple[str, str]]:
     found = False
     for member in archive:
         hidden = Path(member.name).name.startswith(".")  # macOS archives hold ._name twins

@@ -134,8 +134,7 @@ class _Encoder:
                 ids.extend(self.processor.encode(story.text))
             except Exception as error:
                 raise DataError(
-                    f"{story.where}: this story could not be encoded ({error}): "
-                    f"{story.text[:40]!r}"
+                    f"{story.where}: this story could not be encoded ({error}): {story.text[:40]!r}"
                 ) from error
         with atomic_write(shard.path, "wb") as file:
             np.save(file, as_tokens(ids, self.vocab_size))

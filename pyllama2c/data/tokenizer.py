@@ -84,8 +84,7 @@ def train_tokenizer(stories: Iterable[Story], config: TokenizerConfig | None = N
     try:
         return _train(sample, config, config.vocab_size)
     except RuntimeError as error:
-        needed = re.search(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)", str(error))
-        if needed:
+        if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
             raise TokenizerError(
                 f"vocab_size is {config.vocab_size}, but the characters of this text alone need "
                 f"{needed[1]}; raise it or lower character_coverage, {config.character_coverage}"

@@ -47,7 +47,7 @@ def sha256(path: str | Path) -> str:
 def as_tokens(ids: list[int], vocab_size: int) -> Tokens:
     """Convert ids to the type of a token file, refusing any that is not in the vocabulary."""
     wide = np.asarray(ids, dtype=np.int64)
-    if wide.size and not (0 <= wide.min() and wide.max() < vocab_size):
+    if wide.size and (wide.min() < 0 or wide.max() >= vocab_size):
         bad = int(wide[(wide < 0) | (wide >= vocab_size)][0])
         raise DataError(f"token id {bad} is not in the vocabulary of {vocab_size}")
     return wide.astype(token_dtype(vocab_size))

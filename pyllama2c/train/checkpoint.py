@@ -30,11 +30,11 @@ FORMAT = "pyllama2c-training"
 def save_checkpoint(
     run: Path,
     step: int,
+    *,
     config: ModelConfig,
     weights: dict[str, Tensor],
     trainer: dict[str, Any],
     tokenizer: Path,
-    *,
     val_loss: float | None,
     best: bool,
 ) -> Path:

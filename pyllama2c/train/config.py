@@ -6,7 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,15 +181,15 @@ def _build(kind: type[T], values: Mapping[str, Any], where: str) -> T:
         if name not in known:
             raise ArgumentError(f"{where}: unknown key {name!r}, expected {', '.join(known)}")
         expected = str(known[name].type)
-        if expected == "float" and type(value) is int:
-            value = float(value)
-        if type(value).__name__ != expected:
+        whole = expected == "float" and type(value) is int
+        if type(value).__name__ != expected and not whole:
             raise ArgumentError(f"{where}: {name} is {value!r}, expected {expected}")
-        checked[name] = value
+        checked[name] = float(value) if whole else value
     try:
         return kind(**checked)
-    except TypeError as error:  # a required key is missing
-        raise ArgumentError(f"{where}: {str(error).partition('missing ')[2] or error} missing") from None
+    except TypeError:
+        missing = [n for n, field in known.items() if n not in values and field.default is MISSING]
+        raise ArgumentError(f"{where}: {', '.join(missing)} missing") from None
 
 
 def _override(tables: dict[str, Any], kinds: Mapping[str, type], override: str) -> None:
@@ -220,9 +220,10 @@ def _parse_toml(text: str, where: str) -> dict[str, Any]:
                 'reading a config needs tomli: pip install "pyllama2c[train]"'
             ) from error
     try:
-        return tomllib.loads(text)
+        parsed: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ArgumentError(f"{where}: not TOML ({error})") from None
+    return parsed
 
 
 def _toml_value(value: Any) -> str:

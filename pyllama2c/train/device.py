@@ -27,13 +27,13 @@ class Device:
     """Where and how to compute.
 
     Args:
-        torch: the device itself.
+        device: the device itself.
         dtype: of the matrix products.
         rank: number of this process among ``world_size``.
         world_size: processes of the run, as `torchrun` started them.
     """
 
-    torch: torch.device
+    device: torch.device
     dtype: torch.dtype
     rank: int
     world_size: int
@@ -47,7 +47,7 @@ class Device:
         """Return the context in which matrix products run in ``dtype``."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.torch.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype)
 
     def mean(self, value: Tensor) -> float:
         """Average a number over the processes."""
@@ -59,12 +59,12 @@ class Device:
 
     def peak_flops(self) -> float:
         """Operations per second at best: the maker's figure, or else a measured matrix product."""
-        if self.torch.type == "cuda":
-            name = torch.cuda.get_device_name(self.torch)
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
             for known in sorted(_GPU_PEAKS, key=len, reverse=True):
                 if known in name:
                     return _GPU_PEAKS[known] * 1e12
-        return _measured_peak(self.torch, self.dtype)
+        return _measured_peak(self.device, self.dtype)
 
 
 def open_device(config: TrainConfig) -> Device:
@@ -75,12 +75,12 @@ def open_device(config: TrainConfig) -> Device:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = _env("RANK", 0), _env("WORLD_SIZE", 1)
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world_size > 1:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        name = f"cuda:{_env('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -93,6 +93,10 @@ def open_device(config: TrainConfig) -> Device:
     if world_size > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return Device(device, _dtype(config.dtype, device), rank, world_size)
+
+
+def _env(name: str, default: int) -> int:
+    return int(os.environ.get(name, default))
 
 
 def close_device(device: Device) -> None:

@@ -4,7 +4,8 @@ RMSNorm (Zhang and Sennrich 2019), rotary position embedding on interleaved pair
 SwiGLU (Shazeer 2020), grouped-query attention (Ainslie et al. 2023), put together as in LLaMA
 (Touvron et al. 2023). Parameters have the names and layouts of Meta's checkpoints and llama2.c.
 
-Shapes: B sequences of T tokens; D = dim, H = n_heads, K = n_kv_heads, S = head_size, V = vocab_size.
+Shapes: B sequences of T tokens; D = dim, H = n_heads, K = n_kv_heads, S = head_size,
+V = vocab_size.
 """
 
 from __future__ import annotations
@@ -127,7 +128,9 @@ class Llama(nn.Module):
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(config, dropout, attention_dropout) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(
+            Layer(config, dropout, attention_dropout) for _ in range(config.n_layers)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.tied_embeddings:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)

@@ -21,7 +21,7 @@ from pyllama2c.errors import ArgumentError, Pyllama2cError
 from pyllama2c.train.batches import IGNORED, open_windows
 from pyllama2c.train.checkpoint import load_checkpoint, save_checkpoint
 from pyllama2c.train.config import RunConfig, TrainConfig
-from pyllama2c.train.device import close_device, open_device
+from pyllama2c.train.device import Device, close_device, open_device
 from pyllama2c.train.metrics import Metrics
 from pyllama2c.train.model import Llama
 from pyllama2c.train.sample import sample_text
@@ -68,7 +68,7 @@ def train(
 
 
 class _Trainer:
-    def __init__(self, config: RunConfig, out: Path, device: Any, progress: bool) -> None:
+    def __init__(self, config: RunConfig, out: Path, device: Device, progress: bool) -> None:
         self.config = config
         self.settings = config.train
         self.out = out
@@ -76,12 +76,12 @@ class _Trainer:
         self.progress = progress and device.is_main
         self.train_data, self.val_data, self.tokens_per_character = open_windows(config)
         torch.manual_seed(self.settings.seed)
-        self.model = Llama(
-            config.model, self.settings.dropout, self.settings.attention_dropout
-        ).to(device.torch)
+        self.model = Llama(config.model, self.settings.dropout, self.settings.attention_dropout).to(
+            device.device
+        )
         self.optimizer = make_optimizer(self.model, self.settings)
         self.scaler = torch.amp.GradScaler(
-            device.torch.type, enabled=device.dtype == torch.float16
+            device.device.type, enabled=device.dtype == torch.float16
         )
         self.step = 0
         self.best_val_loss = math.inf
@@ -115,10 +115,10 @@ class _Trainer:
         save_checkpoint(
             self.out,
             self.step,
-            self.config.model,
-            self.model.state_dict(),
-            state,
-            Path(self.config.data.tokenizer),
+            config=self.config.model,
+            weights=self.model.state_dict(),
+            trainer=state,
+            tokenizer=Path(self.config.data.tokenizer),
             val_loss=self.val_loss if math.isfinite(self.val_loss) else None,
             best=best,
         )
@@ -127,7 +127,7 @@ class _Trainer:
         """Return the model as the steps call it: compiled where that works, in step with others."""
         model: nn.Module = self.model
         if self.settings.compile:
-            compiled = torch.compile(model)
+            compiled: Any = torch.compile(model)
             try:
                 tokens, targets = self.batch(0)
                 with self.device.autocast():
@@ -138,8 +138,8 @@ class _Trainer:
                 warnings.warn(f"torch.compile does not work here: {reason[0]}", stacklevel=2)
             self.optimizer.zero_grad(set_to_none=True)
         if self.device.world_size > 1:
-            on_gpu = self.device.torch.type == "cuda"
-            ids = [self.device.torch.index] if on_gpu else None
+            on_gpu = self.device.device.type == "cuda"
+            ids = [self.device.device.index] if on_gpu else None
             model = DistributedDataParallel(model, device_ids=ids)
         return model
 
@@ -148,11 +148,11 @@ class _Trainer:
     def batch(self, number: int) -> tuple[Tensor, Tensor]:
         size = self.settings.batch_size
         tokens, targets = self.train_data.batch(number, size, self.settings.seed)
-        if self.device.torch.type == "cuda":
+        if self.device.device.type == "cuda":
             tokens, targets = tokens.pin_memory(), targets.pin_memory()
         return (
-            tokens.to(self.device.torch, non_blocking=True),
-            targets.to(self.device.torch, non_blocking=True),
+            tokens.to(self.device.device, non_blocking=True),
+            targets.to(self.device.device, non_blocking=True),
         )
 
     def take_step(self) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ class _Trainer:
             group["lr"] = rate
         passes = settings.grad_accumulation
         first = (self.step * self.device.world_size + self.device.rank) * passes
-        total = torch.zeros((), device=self.device.torch)
+        total = torch.zeros((), device=self.device.device)
         for index in range(passes):
             number = first + index
             tokens, targets = self.batch(number)
@@ -193,16 +193,16 @@ class _Trainer:
         one_story = self.config.data.windows == "stories"
         batches = self.val_data.in_order(settings.batch_size, settings.eval_batches, one_story)
         self.model.eval()
-        loss = torch.zeros((), dtype=torch.float64, device=self.device.torch)
+        loss = torch.zeros((), dtype=torch.float64, device=self.device.device)
         count = torch.zeros_like(loss)
         for tokens, targets in batches[self.device.rank :: self.device.world_size]:
             counted = int((targets != IGNORED).sum())
             with self.device.autocast():
-                mean = self.model(tokens.to(self.device.torch), targets.to(self.device.torch))
+                mean = self.model(tokens.to(self.device.device), targets.to(self.device.device))
             loss += mean.double() * counted
             count += counted
         self.model.train()
-        return self.device.mean(loss) / self.device.mean(count)
+        return float(self.device.mean(loss) / self.device.mean(count))
 
     # ---- the run -------------------------------------------------------------------------
 
@@ -282,9 +282,7 @@ class _Trainer:
         self.best_val_loss = min(self.val_loss, self.best_val_loss)
         if metrics:
             per_character = self.val_loss * self.tokens_per_character
-            metrics.write(
-                self.step, val_loss=self.val_loss, val_loss_per_character=per_character
-            )
+            metrics.write(self.step, val_loss=self.val_loss, val_loss_per_character=per_character)
             metrics.plot()
             text = self.sample()
             with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
