@@ -157,6 +157,8 @@ def _normalizer_spec(ordinary: list[bytes], byte_fallback: bool) -> bytes:
     Whitespace was kept if and only if some piece has two spaces in a row. A vocabulary with byte
     fallback follows llama2.c's recipe, the identity. One without was made with SentencePiece's
     default rule, nmt_nfkc, unless it holds a piece that this rule would never have let through.
+    (The rule as the installed library has it: a few characters that Unicode added or redefined
+    since the model was trained may be normalised differently.)
     """
     keeps_spaces = any(_SPACE * 2 in piece for piece in ordinary)
     spec = proto.int_field(proto.REMOVE_EXTRA_WHITESPACES, not keeps_spaces)
