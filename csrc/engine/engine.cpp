@@ -81,13 +81,11 @@ std::vector<Progress> Engine::collect(const std::vector<uint64_t>& ids, bool unt
         if (s.n_delivered == s.tokens.size() && s.finish == FinishReason::kNone) continue;
         Progress news{id, {s.tokens.begin() + s.n_delivered, s.tokens.end()}, s.finish};
         s.n_delivered = s.tokens.size();
-        if (s.finish != FinishReason::kNone) {
-            news.rng_state = s.sampler.rng_state();
-            news.cached_tokens = s.n_cached;
-            news.prefill_seconds = seconds(s.submitted, s.first_token);
-            news.decode_seconds = seconds(s.first_token, s.last_token);
-            requests_.erase(found);
-        }
+        news.rng_state = s.sampler.rng_state();
+        news.cached_tokens = s.n_cached;
+        news.prefill_seconds = seconds(s.submitted, s.first_token);
+        news.decode_seconds = seconds(s.first_token, s.last_token);
+        if (s.finish != FinishReason::kNone) requests_.erase(found);
         progress.push_back(std::move(news));
     }
     return progress;
