@@ -19,6 +19,9 @@ struct ArgumentError : Error {  // an argument is out of range
 struct CapacityError : Error {  // it can never fit into the memory or context given
     using Error::Error;
 };
+struct OverloadedError : Error {  // too many requests wait already
+    using Error::Error;
+};
 
 // text("dim is ", 7, ", expected ...") -> std::string
 template <typename... Parts>

@@ -3,6 +3,8 @@
 
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "backends/cpu/transformer.h"
 #include "bindings/bindings.h"
 #include "bindings/signals.h"
@@ -15,13 +17,63 @@ namespace {
 
 static_assert(BlockManager::kTokens == kBlockTokens);
 
+Clock::time_point after(double seconds) {
+    // Beyond a century it is never; the clock would overflow.
+    if (!(seconds < 3e9)) return Clock::time_point::max();
+    return Clock::now() +
+           std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+}
+
 std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvType kv_type,
                                     int n_threads, int max_sequences, int prefill_chunk,
-                                    int n_blocks) {
+                                    int n_blocks, int64_t max_waiting) {
     const int max_rows = max_sequences + prefill_chunk;
     auto backend =
         std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
-    return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk);
+    return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk, max_waiting);
+}
+
+uint64_t submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,
+                const SamplingParams& params, int priority, std::optional<double> deadline,
+                int n_keep, int max_unread, bool announce) {
+    const py::gil_scoped_release release;
+    RequestOptions options;
+    if (deadline) options.deadline = after(*deadline);
+    options.n_keep = n_keep;
+    options.max_unread = max_unread;
+    options.announce = announce;
+    return engine.submit(std::move(tokens), n_prompt, params, priority, options);
+}
+
+// Calls one of the engine's functions that compute for some seconds. Short ones do not ask for
+// signals: that takes the GIL, and to get it may take longer than they do.
+template <typename Function>
+auto within(std::optional<double> budget, Function function) {
+    const Clock::time_point deadline = budget ? after(*budget) : Clock::time_point::max();
+    const py::gil_scoped_release release;
+    if (budget && *budget < 0.1) return function(deadline, [] {});
+    return function(deadline, Engine::Interrupted(SignalCheck()));
+}
+
+// The state of a random stream after some more numbers were drawn from it.
+uint64_t advance_rng(uint64_t state, uint64_t draws) {
+    Rng rng(state);
+    for (uint64_t i = 0; i < draws; ++i) rng.next_float();
+    return rng.state();
+}
+
+py::dict stats_dict(const EngineStats& s) {
+    using namespace py::literals;
+    const auto counts = [](const Histogram& h) { return py::cast(h.counts); };
+    return py::dict("running"_a = s.running, "waiting"_a = s.waiting, "blocks"_a = s.blocks,
+                    "blocks_held"_a = s.blocks_held, "blocks_cached"_a = s.blocks_cached,
+                    "requests"_a = s.requests, "finished"_a = s.finished,
+                    "cancelled"_a = s.cancelled, "expired"_a = s.expired, "refused"_a = s.refused,
+                    "preempted"_a = s.preempted, "prompt_tokens"_a = s.prompt_tokens,
+                    "cached_tokens"_a = s.cached_tokens, "generated_tokens"_a = s.generated_tokens,
+                    "passes"_a = s.passes, "busy_seconds"_a = s.busy_seconds,
+                    "first_token"_a = counts(s.first_token),
+                    "inter_token"_a = counts(s.inter_token));
 }
 
 }  // namespace
@@ -31,6 +83,7 @@ void register_engine(py::module_& m) {
         .value("NONE", FinishReason::kNone)
         .value("STOP", FinishReason::kStop)
         .value("LENGTH", FinishReason::kLength)
+        .value("DEADLINE", FinishReason::kDeadline)
         .value("CANCELLED", FinishReason::kCancelled);
 
     py::class_<SamplingParams>(m, "SamplingParams", "Validated by pyllama2c.SamplingParams.")
@@ -51,16 +104,18 @@ void register_engine(py::module_& m) {
         .def_readonly("id", &Progress::id)
         .def_readonly("tokens", &Progress::tokens)
         .def_readonly("finish", &Progress::finish)
-        .def_readonly("rng_state", &Progress::rng_state)
         .def_readonly("cached_tokens", &Progress::cached_tokens)
         .def_readonly("prefill_seconds", &Progress::prefill_seconds)
         .def_readonly("decode_seconds", &Progress::decode_seconds);
 
     py::class_<Engine>(m, "Engine", "Continuous batching over one model.")
         .def(py::init(&make_engine), py::arg("weights"), py::arg("kv_type"), py::arg("n_threads"),
-             py::arg("max_sequences"), py::arg("prefill_chunk"), py::arg("n_blocks"))
-        .def("submit", &Engine::submit, py::arg("tokens"), py::arg("n_prompt"), py::arg("params"),
-             py::arg("priority") = 0, py::call_guard<py::gil_scoped_release>())
+             py::arg("max_sequences"), py::arg("prefill_chunk"), py::arg("n_blocks"),
+             py::arg("max_waiting") = -1)
+        .def("submit", &submit, py::arg("tokens"), py::arg("n_prompt"), py::arg("params"),
+             py::arg("priority") = 0, py::arg("deadline") = std::nullopt, py::arg("n_keep") = -1,
+             py::arg("max_unread") = 0, py::arg("announce") = false,
+             "deadline: seconds from now. n_keep: -1, or the context slides and keeps so many.")
         .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
         .def(
             "wait",
@@ -68,7 +123,40 @@ void register_engine(py::module_& m) {
                 const py::gil_scoped_release release;
                 return engine.wait(ids, until_finished, SignalCheck());
             },
-            py::arg("ids"), py::arg("until_finished") = false);
+            py::arg("ids"), py::arg("until_finished") = false)
+        .def(
+            "step",
+            [](Engine& engine, std::optional<double> budget) {
+                return within(budget, [&](auto deadline, const Engine::Interrupted& interrupted) {
+                    return engine.step(deadline, interrupted);
+                });
+            },
+            py::arg("budget"), "News of the announced requests, after at most `budget` seconds.")
+        .def(
+            "compute",
+            [](Engine& engine, std::optional<double> budget) {
+                return within(budget, [&](auto deadline, const Engine::Interrupted& interrupted) {
+                    return engine.compute(deadline, interrupted);
+                });
+            },
+            py::arg("budget"), "Ids of the announced requests that have news.")
+        .def("collect", &Engine::collect, py::arg("ids"), py::call_guard<py::gil_scoped_release>())
+        .def("has_work", &Engine::has_work, py::call_guard<py::gil_scoped_release>())
+        .def("busy", &Engine::busy)
+        .def("stats",
+             [](Engine& engine) {
+                 EngineStats stats;
+                 {
+                     const py::gil_scoped_release release;
+                     stats = engine.stats();
+                 }
+                 return stats_dict(stats);
+             })
+        .def("consistent", &Engine::consistent, py::call_guard<py::gil_scoped_release>(),
+             "Whether no block of the cache is lost or held twice.")
+        .def_property_readonly("max_length", &Engine::max_length);
+
+    m.def("advance_rng", &advance_rng, py::arg("state"), py::arg("draws"));
 }
 
 }  // namespace pyllama2c

@@ -26,6 +26,8 @@ void register_errors(py::module_&) {
             raise("ArgumentError", error);
         } catch (const CapacityError& error) {
             raise("CapacityError", error);
+        } catch (const OverloadedError& error) {
+            raise("Overloaded", error);
         }
     });
 }

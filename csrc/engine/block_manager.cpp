@@ -40,6 +40,7 @@ void BlockManager::hold(int block) {
     if (blocks_[block].holders++ == 0) {
         unlink(block);
         --n_free_;
+        n_cached_ -= blocks_[block].serial != 0;
     }
 }
 
@@ -49,6 +50,7 @@ void BlockManager::release(int block) {
     // use (back).
     link_after(blocks_[block].serial == 0 ? head_ : blocks_[head_].previous, block);
     ++n_free_;
+    n_cached_ += blocks_[block].serial != 0;
 }
 
 BlockManager::Key BlockManager::make_key(uint64_t parent, const int32_t* tokens) {
@@ -87,6 +89,27 @@ int BlockManager::publish(int block, uint64_t parent, const int32_t* tokens) {
         release(block);
     }
     return entry->second;
+}
+
+bool BlockManager::consistent(const std::vector<int>& holders) const {
+    size_t n_held = 0, n_findable = 0, n_cached = 0, n_listed = 0;
+    for (int i = 0; i < n_blocks(); ++i) {
+        const Block& block = blocks_[i];
+        if (block.holders != holders[i]) return false;
+        n_held += block.holders > 0;
+        if (block.serial == 0) continue;
+        ++n_findable;
+        n_cached += block.holders == 0;
+        const auto found = published_.find(block.key);
+        if (found == published_.end() || found->second != i) return false;
+    }
+    for (int i = blocks_[head_].next; i != head_; i = blocks_[i].next) {
+        if (blocks_[i].holders > 0 || blocks_[blocks_[i].next].previous != i) return false;
+        if (++n_listed > blocks_.size()) return false;
+    }
+    const size_t n = n_blocks(), n_free = n_free_;
+    return n_listed == n_free && n_held + n_free == n && n_findable == published_.size() &&
+           n_cached == static_cast<size_t>(n_cached_);
 }
 
 }  // namespace pyllama2c

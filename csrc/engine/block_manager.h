@@ -22,7 +22,8 @@ class BlockManager {
     explicit BlockManager(int n_blocks);
 
     int n_blocks() const { return static_cast<int>(blocks_.size()) - 1; }
-    int n_free() const { return n_free_; }  // cached or not: what allocate() can hand out
+    int n_free() const { return n_free_; }      // cached or not: what allocate() can hand out
+    int n_cached() const { return n_cached_; }  // of the free ones, those that can still be found
 
     // A block of one's own, or -1 when all are held.
     int allocate();
@@ -39,6 +40,9 @@ class BlockManager {
     int publish(int block, uint64_t parent, const int32_t* tokens);
     // Identifies a published block for its successors; never reused.
     uint64_t serial(int block) const { return blocks_[block].serial; }
+
+    // Whether the books agree with each other and with how often each block is held.
+    bool consistent(const std::vector<int>& holders) const;
 
   private:
     struct Key {
@@ -65,7 +69,7 @@ class BlockManager {
     std::vector<Block> blocks_;  // the last one is the head of the free list's ring
     std::unordered_map<Key, int, Hash> published_;
     uint64_t last_serial_ = kRoot;
-    int n_free_ = 0;
+    int n_free_ = 0, n_cached_ = 0;
     int head_ = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "base/error.h"
 
@@ -9,25 +10,36 @@ namespace pyllama2c {
 
 namespace {
 
+constexpr Clock::time_point kNever = Clock::time_point::max();
+
 double seconds(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
 }
 
 }  // namespace
 
-Engine::Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_chunk)
+Engine::Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_chunk,
+               int64_t max_waiting)
     : backend_(std::move(backend)),
       max_length_(
           std::min<size_t>(backend_->config().max_seq_len,
                            static_cast<size_t>(backend_->n_blocks()) * BlockManager::kTokens)),
+      max_waiting_(max_waiting),
+      max_sequences_(max_sequences),
       scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk) {}
 
 uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingParams params,
-                        int priority) {
-    if (tokens.empty()) throw ArgumentError("prompt has no tokens; start with the BOS token");
-    if (tokens.size() > max_length_) {
+                        int priority, const RequestOptions& options) {
+    if (n_prompt == 0 || n_prompt > tokens.size()) {
+        throw ArgumentError("prompt has no tokens; start with the BOS token");
+    }
+    if (tokens.size() > max_length_ && options.n_keep < 0) {
         throw CapacityError(text("prompt has ", tokens.size(), " tokens, at most ", max_length_,
                                  " fit the context"));
+    }
+    if (options.n_keep >= 0 && static_cast<size_t>(options.n_keep) + 2 > max_length_) {
+        throw CapacityError(text("prefix has ", options.n_keep, " tokens, at most ",
+                                 max_length_ - 2, " leave room in the context for a text"));
     }
     const int vocab_size = backend_->config().vocab_size;
     for (const int32_t token : tokens) {
@@ -37,15 +49,26 @@ uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingPa
         }
     }
     const Lock lock(mutex_);
+    const size_t queued = scheduler_.n_waiting() + scheduler_.n_running();
+    if (max_waiting_ >= 0 && queued >= max_sequences_ + static_cast<size_t>(max_waiting_)) {
+        ++stats_.refused;
+        throw OverloadedError(text(scheduler_.n_running(), " requests are being computed and ",
+                                   scheduler_.n_waiting(), " wait; max_waiting is ", max_waiting_));
+    }
     const auto sequence = std::make_shared<Sequence>(++last_id_, std::move(tokens), n_prompt,
-                                                     std::move(params), priority);
-    sequence->n_delivered = sequence->tokens.size();
+                                                     std::move(params), priority, options);
     sequence->submitted = sequence->first_token = sequence->last_token = Clock::now();
+    slide(*sequence);
+    sequence->n_start = sequence->tokens.size();
     requests_[sequence->id] = sequence;
+    ++stats_.requests;
     const int32_t most = sequence->sampler.params().max_tokens;
-    if (most >= 0 && sequence->tokens.size() - n_prompt >= static_cast<size_t>(most)) {
+    if (most >= 0 && sequence->text.size() >= static_cast<size_t>(most)) {
         sequence->finish = FinishReason::kLength;
+        ++stats_.finished;
+        announce(*sequence);
     } else {
+        next_deadline_ = std::min(next_deadline_, options.deadline);
         scheduler_.add(sequence);
     }
     return sequence->id;
@@ -57,6 +80,7 @@ void Engine::cancel(uint64_t id) {
     if (found == requests_.end()) return;
     if (found->second->finish == FinishReason::kNone) {
         retire(found->second, FinishReason::kCancelled);
+        ++stats_.cancelled;
     }
     requests_.erase(id);
 }
@@ -66,7 +90,13 @@ void Engine::retire(const std::shared_ptr<Sequence>& sequence, FinishReason reas
     scheduler_.remove(sequence);
 }
 
-std::vector<Progress> Engine::collect(const std::vector<uint64_t>& ids, bool until_finished) {
+void Engine::announce(Sequence& sequence) {
+    if (!sequence.options.announce || sequence.announced) return;
+    sequence.announced = true;
+    announced_.push_back(sequence.id);
+}
+
+std::vector<Progress> Engine::fetch(const std::vector<uint64_t>& ids, bool until_finished) {
     std::vector<Progress> progress;
     if (until_finished) {
         for (const uint64_t id : ids) {
@@ -78,90 +108,159 @@ std::vector<Progress> Engine::collect(const std::vector<uint64_t>& ids, bool unt
         const auto found = requests_.find(id);
         if (found == requests_.end()) continue;
         Sequence& s = *found->second;
-        if (s.n_delivered == s.tokens.size() && s.finish == FinishReason::kNone) continue;
-        Progress news{id, {s.tokens.begin() + s.n_delivered, s.tokens.end()}, s.finish};
-        s.n_delivered = s.tokens.size();
-        news.rng_state = s.sampler.rng_state();
-        news.cached_tokens = s.n_cached;
-        news.prefill_seconds = seconds(s.submitted, s.first_token);
-        news.decode_seconds = seconds(s.first_token, s.last_token);
-        if (s.finish != FinishReason::kNone) requests_.erase(found);
+        s.announced = false;
+        if (s.n_unread() == 0 && s.finish == FinishReason::kNone) continue;
+        Progress news{id, {s.text.begin() + s.n_delivered, s.text.end()}, s.finish};
+        s.n_delivered = s.text.size();
+        if (s.finish != FinishReason::kNone) {
+            news.cached_tokens = s.n_cached;
+            news.prefill_seconds = seconds(s.submitted, s.first_token);
+            news.decode_seconds = seconds(s.first_token, s.last_token);
+            requests_.erase(found);
+        }
         progress.push_back(std::move(news));
     }
     return progress;
 }
 
+std::vector<Progress> Engine::collect(const std::vector<uint64_t>& ids) {
+    const Lock lock(mutex_);
+    return fetch(ids, false);
+}
+
 std::vector<Progress> Engine::wait(const std::vector<uint64_t>& ids, bool until_finished,
-                                   const std::function<void()>& interrupted) {
+                                   const Interrupted& interrupted) {
     Lock lock(mutex_);
     const auto known = [&](uint64_t id) { return requests_.count(id) != 0; };
     while (true) {
-        std::vector<Progress> progress = collect(ids, until_finished);
+        std::vector<Progress> progress = fetch(ids, until_finished);
         if (!progress.empty() || std::none_of(ids.begin(), ids.end(), known)) return progress;
-        if (computing_) {
-            news_.wait_for(lock, std::chrono::milliseconds(20));
-            lock.unlock();
-            interrupted();
-            lock.lock();
-            continue;
-        }
-        computing_ = true;
-        if (scheduled_.empty()) start_pass();
-        lock.unlock();
-        bool done = false;
-        try {
-            interrupted();
-            done = backend_->advance(Clock::time_point::max());
-        } catch (...) {
-            lock.lock();
-            computing_ = false;
-            news_.notify_all();
-            throw;
-        }
-        lock.lock();
-        if (done) finish_pass();
-        computing_ = false;
-        news_.notify_all();
+        compute_some(lock, kNever, interrupted);
     }
 }
 
-void Engine::start_pass() {
+std::vector<uint64_t> Engine::compute(Clock::time_point deadline, const Interrupted& interrupted) {
+    Lock lock(mutex_);
+    compute_until(lock, deadline, interrupted);
+    return std::exchange(announced_, {});
+}
+
+std::vector<Progress> Engine::step(Clock::time_point deadline, const Interrupted& interrupted) {
+    Lock lock(mutex_);
+    compute_until(lock, deadline, interrupted);
+    return fetch(std::exchange(announced_, {}), false);
+}
+
+void Engine::compute_until(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted) {
+    end_overdue();
+    if (deadline == kNever) {
+        const uint64_t passes = stats_.passes;
+        while (stats_.passes == passes && compute_some(lock, kNever, interrupted)) {
+        }
+        return;
+    }
+    Clock::time_point last_start = deadline;
+    while (Clock::now() < last_start && compute_some(lock, deadline, interrupted)) {
+        last_start = computing_ ? deadline : cautious(deadline);
+    }
+    end_overdue();
+}
+
+// When to begin the last layer, so that it will probably end in time.
+Clock::time_point Engine::cautious(Clock::time_point deadline) const {
+    if (deadline == kNever || forward_done_) return deadline;
+    const double rows = static_cast<double>(std::max(batch_.rows.size(), layer_rows_));
+    const std::chrono::duration<double> layer(layer_seconds_ * rows / layer_rows_);
+    return deadline - std::chrono::duration_cast<Clock::duration>(layer);
+}
+
+// One stretch of computing: to the end of a pass, to the deadline, or to the next request's
+// deadline. Where another thread computes, waits for a while instead. False: nothing to do.
+bool Engine::compute_some(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted) {
+    end_overdue();
+    if (computing_) {
+        news_.wait_until(lock, std::min(deadline, Clock::now() + std::chrono::milliseconds(20)));
+        lock.unlock();
+        interrupted();
+        lock.lock();
+        return true;
+    }
+    if (scheduled_.empty() && !start_pass()) return false;
+    computing_ = true;
+    const Clock::time_point until = std::min(deadline, next_deadline_);
+    lock.unlock();
+    bool done = false;
+    try {
+        interrupted();
+        done = advance_pass(until);
+    } catch (...) {
+        lock.lock();
+        computing_ = false;
+        news_.notify_all();
+        throw;
+    }
+    lock.lock();
+    if (done) finish_pass();
+    computing_ = false;
+    news_.notify_all();
+    return true;
+}
+
+bool Engine::start_pass() {
     scheduled_ = scheduler_.schedule();
     batch_.clear();
+    sampling_.clear();
+    sampled_.clear();
+    if (scheduled_.empty()) return false;
     block_tables_.resize(scheduled_.size());
     for (size_t i = 0; i < scheduled_.size(); ++i) {
-        const Sequence& s = *scheduled_[i].sequence;
-        block_tables_[i] = s.blocks;
+        Scheduled& item = scheduled_[i];
+        block_tables_[i] = item.sequence->blocks;
         batch_.block_tables.push_back(block_tables_[i].data());
-        const size_t end = s.n_computed + scheduled_[i].n_rows;
-        for (size_t position = s.n_computed; position < end; ++position) {
-            batch_.rows.push_back(
-                {s.tokens[position], static_cast<int32_t>(position), static_cast<int32_t>(i)});
+        for (size_t position = item.first; position < item.first + item.n_rows; ++position) {
+            batch_.rows.push_back({item.sequence->tokens[position], static_cast<int32_t>(position),
+                                   static_cast<int32_t>(i)});
         }
-        if (end == s.tokens.size()) {
-            batch_.logit_rows.push_back(static_cast<int32_t>(batch_.rows.size()) - 1);
-        }
+        if (!item.samples) continue;
+        batch_.logit_rows.push_back(static_cast<int32_t>(batch_.rows.size()) - 1);
+        sampling_.push_back(&item);
     }
+    forward_done_ = false;
+    pass_seconds_ = 0;
     backend_->begin(batch_);
+    return true;
+}
+
+// Works on the pass until it is done (true) or the deadline is over (false), at least for a layer
+// or a token. Runs without the lock.
+bool Engine::advance_pass(Clock::time_point deadline) {
+    const Clock::time_point start = Clock::now();
+    if (!forward_done_) forward_done_ = backend_->advance(cautious(deadline));
+    while (forward_done_ && sampled_.size() < sampling_.size()) {
+        const int i = static_cast<int>(sampled_.size());
+        sampled_.push_back(sampling_[i]->sequence->sampler.sample(
+            backend_->logits(i), backend_->config().vocab_size, *backend_));
+        if (deadline != kNever && Clock::now() >= deadline) break;
+    }
+    pass_seconds_ += seconds(start, Clock::now());
+    return forward_done_ && sampled_.size() == sampling_.size();
 }
 
 void Engine::finish_pass() {
-    const int vocab_size = backend_->config().vocab_size;
     const Clock::time_point now = Clock::now();
-    size_t end = 0;     // of this sequence's rows
-    size_t logits = 0;  // of logit_rows, how many were seen
+    layer_rows_ = batch_.rows.size();
+    layer_seconds_ = pass_seconds_ / (backend_->config().n_layers + 1);
+    stats_.busy_seconds += pass_seconds_;
+    ++stats_.passes;
+    size_t n_sampled = 0;
     for (const Scheduled& item : scheduled_) {
         Sequence& s = *item.sequence;
-        end += item.n_rows;
-        // Asked of the batch, not of the sequence: that may have been cancelled since.
-        const bool wants_token = logits < batch_.logit_rows.size() &&
-                                 static_cast<size_t>(batch_.logit_rows[logits]) == end - 1;
-        float* const row = wants_token ? backend_->logits(static_cast<int>(logits++)) : nullptr;
+        const int32_t token = item.samples ? sampled_[n_sampled++] : -1;
         if (s.finish != FinishReason::kNone) continue;  // cancelled meanwhile
         scheduler_.computed(s, item.n_rows);
-        if (!wants_token) continue;
-        const int32_t token = s.sampler.sample(row, vocab_size, *backend_);
+        if (!item.samples) continue;
         accept(s, token, now);
+        announce(s);
         if (s.finish != FinishReason::kNone) scheduler_.remove(item.sequence);
     }
     scheduled_.clear();
@@ -170,17 +269,89 @@ void Engine::finish_pass() {
 // Appends the token, unless it ends the text.
 void Engine::accept(Sequence& s, int32_t token, Clock::time_point now) {
     const SamplingParams& params = s.sampler.params();
-    if (s.tokens.size() == s.n_prompt) s.first_token = now;
+    ++stats_.generated_tokens;
+    if (!s.talking) {
+        s.talking = true;
+        s.first_token = now;
+        stats_.first_token.add(seconds(s.submitted, now));
+        stats_.prompt_tokens += s.n_start;
+        stats_.cached_tokens += s.n_cached;
+    } else {
+        stats_.inter_token.add(seconds(s.last_token, now));
+    }
     s.last_token = now;
     if (std::binary_search(params.stop_token_ids.begin(), params.stop_token_ids.end(), token)) {
         s.finish = FinishReason::kStop;
+        ++stats_.finished;
         return;
     }
     s.tokens.push_back(token);
+    s.text.push_back(token);
     s.sampler.accept(token);
-    const bool all = params.max_tokens >= 0 &&
-                     s.tokens.size() - s.n_prompt >= static_cast<size_t>(params.max_tokens);
-    if (all || s.tokens.size() > max_length_) s.finish = FinishReason::kLength;
+    const bool all =
+        params.max_tokens >= 0 && s.text.size() >= static_cast<size_t>(params.max_tokens);
+    const bool full = s.tokens.size() > max_length_;
+    if (all || (full && s.options.n_keep < 0)) {
+        s.finish = FinishReason::kLength;
+        ++stats_.finished;
+    } else if (full) {
+        slide(s);
+        scheduler_.restart(s);
+    }
+}
+
+// Drops tokens until the context holds the rest. What is kept depends on the number of tokens
+// alone, so a text that is continued later slides at the same places.
+void Engine::slide(Sequence& s) const {
+    if (s.options.n_keep < 0) return;
+    const size_t n_keep = s.options.n_keep;
+    const size_t n_dropped = (max_length_ - n_keep) / 2;
+    while (s.tokens.size() > max_length_) {
+        s.tokens.erase(s.tokens.begin() + n_keep, s.tokens.begin() + n_keep + n_dropped);
+    }
+}
+
+void Engine::end_overdue() {
+    const Clock::time_point now = Clock::now();
+    if (now < next_deadline_) return;
+    next_deadline_ = kNever;
+    for (const auto& [id, sequence] : requests_) {
+        if (sequence->finish != FinishReason::kNone) continue;
+        if (sequence->options.deadline > now) {
+            next_deadline_ = std::min(next_deadline_, sequence->options.deadline);
+            continue;
+        }
+        retire(sequence, FinishReason::kDeadline);
+        ++stats_.expired;
+        announce(*sequence);
+    }
+}
+
+bool Engine::has_work() {
+    const Lock lock(mutex_);
+    return !scheduled_.empty() || !announced_.empty() || scheduler_.has_work();
+}
+
+bool Engine::busy() {
+    const Lock lock(mutex_, std::try_to_lock);
+    return !lock || computing_;
+}
+
+EngineStats Engine::stats() {
+    const Lock lock(mutex_);
+    EngineStats stats = stats_;
+    stats.running = scheduler_.n_running();
+    stats.waiting = scheduler_.n_waiting();
+    stats.preempted = scheduler_.n_preempted();
+    stats.blocks = scheduler_.blocks().n_blocks();
+    stats.blocks_held = stats.blocks - scheduler_.blocks().n_free();
+    stats.blocks_cached = scheduler_.blocks().n_cached();
+    return stats;
+}
+
+bool Engine::consistent() {
+    const Lock lock(mutex_);
+    return scheduler_.consistent();
 }
 
 }  // namespace pyllama2c

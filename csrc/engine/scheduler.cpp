@@ -1,13 +1,20 @@
 #include "engine/scheduler.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace pyllama2c {
 
 namespace {
 
-size_t blocks_for(size_t n_tokens) {
-    return (n_tokens + BlockManager::kTokens - 1) / BlockManager::kTokens;
+constexpr size_t kTokens = BlockManager::kTokens;
+
+size_t blocks_for(size_t n_tokens) { return (n_tokens + kTokens - 1) / kTokens; }
+
+// Whether its reader is so far behind that computing more would be for nobody.
+bool is_behind(const Sequence& s) {
+    const size_t most = s.options.max_unread;
+    return most > 0 && s.n_unread() >= (s.set_aside ? (most + 1) / 2 : most);
 }
 
 }  // namespace
@@ -16,7 +23,8 @@ Scheduler::Scheduler(int n_blocks, int max_sequences, int prefill_chunk)
     : blocks_(n_blocks), max_sequences_(max_sequences), prefill_chunk_(prefill_chunk) {}
 
 bool Scheduler::before(const Sequence& a, const Sequence& b) {
-    return a.priority != b.priority ? a.priority > b.priority : a.id < b.id;
+    return std::make_tuple(-a.priority, a.options.deadline, a.id) <
+           std::make_tuple(-b.priority, b.options.deadline, b.id);
 }
 
 void Scheduler::insert(Queue& queue, std::shared_ptr<Sequence> sequence) {
@@ -41,35 +49,72 @@ void Scheduler::free_blocks(Sequence& sequence) {
     sequence.n_computed = sequence.n_published = 0;
 }
 
-// Starts those who wait, in order, as long as what they have to read fits the free blocks. The
-// first one that does not fit keeps the later ones waiting too: nobody overtakes, nobody starves.
-void Scheduler::admit() {
-    while (!waiting_.empty() && running_.size() < max_sequences_) {
-        Sequence& next = *waiting_.front();
-        take_from_cache(next);
-        const size_t missing = blocks_for(next.tokens.size()) - next.blocks.size();
-        if (missing > static_cast<size_t>(blocks_.n_free())) {
-            free_blocks(next);
-            return;
-        }
-        insert(running_, std::move(waiting_.front()));
-        waiting_.pop_front();
+bool Scheduler::has_work() const {
+    return !running_.empty() || std::any_of(waiting_.begin(), waiting_.end(),
+                                            [](const auto& s) { return !is_behind(*s); });
+}
+
+void Scheduler::send_back(Queue::iterator position) {
+    std::shared_ptr<Sequence> sequence = *position;
+    running_.erase(position);
+    free_blocks(*sequence);
+    insert(waiting_, std::move(sequence));
+}
+
+void Scheduler::set_slow_readers_aside() {
+    for (auto position = running_.begin(); position != running_.end();) {
+        const auto here = position++;
+        if (!is_behind(**here)) continue;
+        (*here)->set_aside = true;
+        send_back(here);
     }
 }
 
-// Starts the sequence from the longest prefix that the cache holds. At least the last token is
-// always computed: its logits are wanted.
-void Scheduler::take_from_cache(Sequence& sequence) {
-    uint64_t parent = BlockManager::kRoot;
-    while (sequence.n_computed + BlockManager::kTokens < sequence.tokens.size()) {
-        const int block = blocks_.find(parent, sequence.tokens.data() + sequence.n_computed);
+// Starts those who wait, in order, as long as what they have to read fits the free blocks. The
+// first one that does not fit keeps the later ones waiting too: nobody overtakes, nobody starves.
+void Scheduler::admit() {
+    for (auto position = waiting_.begin(); position != waiting_.end();) {
+        const auto here = position++;
+        Sequence& next = **here;
+        if (is_behind(next)) continue;
+        take_from_cache(next);
+        const size_t missing = blocks_for(next.tokens.size()) - next.blocks.size();
+        if (!make_room_for(next, missing)) {
+            free_blocks(next);
+            return;
+        }
+        next.set_aside = false;
+        insert(running_, *here);
+        waiting_.erase(here);
+    }
+}
+
+// Sends back those of lower priority where that is what it takes. They wait behind the one that
+// is being admitted, so `waiting_` only changes behind it.
+bool Scheduler::make_room_for(const Sequence& sequence, size_t n_blocks) {
+    while (running_.size() >= max_sequences_ || n_blocks > static_cast<size_t>(blocks_.n_free())) {
+        if (running_.empty() || running_.back()->priority >= sequence.priority) return false;
+        send_back(std::prev(running_.end()));
+        ++n_preempted_;
+    }
+    return true;
+}
+
+// Adds the blocks that others have computed already. At least the last token is always computed
+// anew: its logits are wanted.
+void Scheduler::take_from_cache(Sequence& s) {
+    if (s.n_computed % kTokens != 0 || s.n_computed + kTokens >= s.tokens.size()) return;
+    uint64_t parent = s.blocks.empty() ? BlockManager::kRoot : blocks_.serial(s.blocks.back());
+    if (!s.talking && s.n_computed == 0) s.n_cached = 0;
+    while (s.n_computed + kTokens < s.tokens.size()) {
+        const int block = blocks_.find(parent, s.tokens.data() + s.n_computed);
         if (block < 0) break;
-        sequence.blocks.push_back(block);
-        sequence.n_computed += BlockManager::kTokens;
+        s.blocks.push_back(block);
+        s.n_computed += kTokens;
+        if (!s.talking) s.n_cached += kTokens;
         parent = blocks_.serial(block);
     }
-    sequence.n_published = sequence.blocks.size();
-    if (sequence.tokens.size() == sequence.n_prompt) sequence.n_cached = sequence.n_computed;
+    s.n_published = s.blocks.size();
 }
 
 bool Scheduler::grow(Sequence& sequence, size_t n_tokens) {
@@ -81,55 +126,61 @@ bool Scheduler::grow(Sequence& sequence, size_t n_tokens) {
     return true;
 }
 
-void Scheduler::preempt(Queue::iterator position) {
-    std::shared_ptr<Sequence> sequence = *position;
-    running_.erase(position);
-    free_blocks(*sequence);
-    ++n_preempted_;
-    insert(waiting_, std::move(sequence));
-}
-
 std::vector<Scheduled> Scheduler::schedule() {
+    set_slow_readers_aside();
     admit();
     std::vector<Scheduled> step;
     size_t prefill_left = prefill_chunk_;
     for (auto position = running_.begin(); position != running_.end();) {
-        const std::shared_ptr<Sequence> sequence = *position;
-        const size_t pending = sequence->tokens.size() - sequence->n_computed;
+        const auto here = position++;
+        const std::shared_ptr<Sequence> sequence = *here;
+        size_t pending = sequence->tokens.size() - sequence->n_computed;
         size_t n_rows = 1;
         if (pending > 1) {
+            if (prefill_left == 0) continue;
+            take_from_cache(*sequence);  // perhaps somebody with the same prompt was quicker
+            pending = sequence->tokens.size() - sequence->n_computed;
             n_rows = std::min(pending, prefill_left);
-            if (n_rows == 0) {
-                ++position;
-                continue;
-            }
+            // Whoever is interrupted stops at the end of a block where possible, so as to look for
+            // the next one in the cache.
+            const size_t odd = (sequence->n_computed + n_rows) % kTokens;
+            if (n_rows < pending && n_rows > odd) n_rows -= odd;
         }
-        bool preempted_itself = false;
-        while (!grow(*sequence, sequence->n_computed + n_rows)) {
+        bool sent_back_itself = false;
+        while (!sent_back_itself && !grow(*sequence, sequence->n_computed + n_rows)) {
             // Later ones in the order have not been scheduled yet, so theirs can be taken.
             const auto last = std::prev(running_.end());
-            preempted_itself = last == position;
-            if (preempted_itself) ++position;
-            preempt(last);
-            if (preempted_itself) break;
+            sent_back_itself = last == here;
+            if (last == position) position = running_.end();
+            send_back(last);
+            ++n_preempted_;
         }
-        if (preempted_itself) break;
+        if (sent_back_itself) break;
         if (pending > 1) prefill_left -= n_rows;
-        step.push_back({sequence, n_rows});
-        ++position;
+        step.push_back({sequence, sequence->n_computed, n_rows, n_rows == pending});
     }
     return step;
 }
 
 void Scheduler::computed(Sequence& sequence, size_t n_rows) {
     sequence.n_computed += n_rows;
-    while ((sequence.n_published + 1) * BlockManager::kTokens <= sequence.n_computed) {
+    while ((sequence.n_published + 1) * kTokens <= sequence.n_computed) {
         const size_t i = sequence.n_published++;
         const uint64_t parent =
             i == 0 ? BlockManager::kRoot : blocks_.serial(sequence.blocks[i - 1]);
         sequence.blocks[i] = blocks_.publish(sequence.blocks[i], parent,
                                              sequence.tokens.data() + i * BlockManager::kTokens);
     }
+}
+
+bool Scheduler::consistent() const {
+    std::vector<int> holders(blocks_.n_blocks());
+    for (const Queue* queue : {&waiting_, &running_}) {
+        for (const auto& sequence : *queue) {
+            for (const int32_t block : sequence->blocks) ++holders[block];
+        }
+    }
+    return blocks_.consistent(holders);
 }
 
 }  // namespace pyllama2c

@@ -1,9 +1,9 @@
 // What to compute next. Knows tokens and block numbers, no KV memory and no arithmetic.
 //
 // Every step takes one row from each sequence that is talking and fills up with a chunk of the
-// prompts that are still being read. Where the cache is full, whoever came last in the order of
-// priority and arrival is sent back to wait; its text so far becomes part of its prompt, and by the
-// numerical contract it goes on exactly where it was.
+// prompts that are still being read. The order is that of priority, then deadline, then arrival.
+// Where the cache is full, whoever is last in this order is sent back to wait; its text so far
+// becomes part of its prompt, and by the numerical contract it goes on exactly where it was.
 #pragma once
 
 #include <list>
@@ -18,7 +18,9 @@ namespace pyllama2c {
 // The rows of one sequence in a step.
 struct Scheduled {
     std::shared_ptr<Sequence> sequence;
-    size_t n_rows;  // tokens n_computed .. n_computed + n_rows
+    size_t first;   // tokens first .. first + n_rows
+    size_t n_rows;  //
+    bool samples;   // its last row is the last token, so the next one can be chosen
 };
 
 class Scheduler {
@@ -28,33 +30,40 @@ class Scheduler {
     void add(std::shared_ptr<Sequence> sequence);
     // Takes the sequence out, wherever it is, and frees its blocks.
     void remove(const std::shared_ptr<Sequence>& sequence);
+    // Frees its blocks and has it read again: its tokens have changed.
+    void restart(Sequence& sequence) { free_blocks(sequence); }
 
     // The next step's rows, their blocks allocated; empty when there is nothing to do.
     std::vector<Scheduled> schedule();
     // After the step: the rows are computed; publishes the blocks that became full.
     void computed(Sequence& sequence, size_t n_rows);
 
-    bool idle() const { return waiting_.empty() && running_.empty(); }
+    // Whether schedule() would find anything: there may be requests, but all of them set aside.
+    bool has_work() const;
     size_t n_waiting() const { return waiting_.size(); }
     size_t n_running() const { return running_.size(); }
-    const BlockManager& blocks() const { return blocks_; }
     size_t n_preempted() const { return n_preempted_; }
+    const BlockManager& blocks() const { return blocks_; }
+    // Whether every block is accounted for, held exactly as often as sequences hold it.
+    bool consistent() const;
 
   private:
     using Queue = std::list<std::shared_ptr<Sequence>>;
 
     static bool before(const Sequence& a, const Sequence& b);
     static void insert(Queue& queue, std::shared_ptr<Sequence> sequence);
+    void set_slow_readers_aside();
     void admit();
+    bool make_room_for(const Sequence& sequence, size_t n_blocks);
     void take_from_cache(Sequence& sequence);
     bool grow(Sequence& sequence, size_t n_tokens);
-    void preempt(Queue::iterator position);
+    void send_back(Queue::iterator position);
     void free_blocks(Sequence& sequence);
 
     BlockManager blocks_;
     const size_t max_sequences_;
     const size_t prefill_chunk_;
-    Queue waiting_, running_;  // both in order of priority, then arrival
+    Queue waiting_, running_;  // both in the order of before()
     size_t n_preempted_ = 0;
 };
 
