@@ -18,16 +18,24 @@ class TokenizerError(Pyllama2cError, ValueError):
     """A tokenizer file is unreadable, or does not fit the model."""
 
 
-class DataError(Pyllama2cError, ValueError):
-    """A corpus or token file is unreadable or inconsistent; the message names the file and line."""
-
-
 class ArgumentError(Pyllama2cError, ValueError):
     """An argument is out of range; the message names it, its value and what would work."""
 
 
 class CapacityError(Pyllama2cError, MemoryError):
     """A request can never fit into the memory or the context it was given."""
+
+
+class Overloaded(Pyllama2cError, RuntimeError):
+    """The engine has as many requests waiting as it may have; try again later, or elsewhere."""
+
+
+class BusyError(Pyllama2cError, RuntimeError):
+    """The session is still talking: one text at a time."""
+
+
+class RestoreError(Pyllama2cError, ValueError):
+    """A saved session is corrupted, foreign, or of another model; the message says which."""
 
 
 class ClosedError(Pyllama2cError, RuntimeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pyllama2c import _core
@@ -23,11 +23,26 @@ DEFAULT_EOS_ID = 2
 _REASONS: dict[_core.FinishReason, FinishReason] = {
     _core.FinishReason.STOP: "stop",
     _core.FinishReason.LENGTH: "length",
+    _core.FinishReason.DEADLINE: "deadline",
 }
 
 
 class Generation:
-    """Turns the engine's tokens of one request into text, and in the end into a `Completion`."""
+    """Turns the engine's tokens of one request into text, and in the end into a `Completion`.
+
+    Args:
+        prompt_ids: what the text continues.
+        params: how to sample.
+        tokenizer: for the text; None works with ids alone.
+        vocab_size: of the model.
+        written: tokens that were generated before, in another process perhaps; their text is not
+            handed out again, but it is part of the completion.
+        rng_state: where the random stream stands after them. Default: at the seed.
+        on_deadline: what to make of a text that was not finished in time.
+
+    Raises:
+        ArgumentError: the parameters do not fit the vocabulary.
+    """
 
     def __init__(
         self,
@@ -35,17 +50,26 @@ class Generation:
         params: SamplingParams,
         tokenizer: Tokenizer | None,
         vocab_size: int,
+        *,
+        written: Sequence[int] = (),
+        rng_state: int | None = None,
+        on_deadline: Callable[[str], str] | None = None,
     ) -> None:
-        """Raises ArgumentError where the parameters do not fit the vocabulary."""
         self.prompt_ids = list(prompt_ids)
+        self.params = params
         self.seed = secrets.randbits(32) if params.seed is None else params.seed
-        self.core_params = _core_params(params, self.seed, tokenizer, vocab_size)
+        self.core_params = _core_params(params, tokenizer, vocab_size)
+        self.core_params.rng_state = self.seed if rng_state is None else rng_state
         if params.stop and tokenizer is None:
             raise ArgumentError(f"stop is {params.stop!r}, but the model has no tokenizer")
+        self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, self.prompt_ids) if tokenizer else None
         self._matcher = StopMatcher(params.stop) if params.stop else None
-        self._texts: list[str] = []
-        self._ids: list[int] = []
+        self._on_deadline = on_deadline
+        self._texts = [self._show(token) for token in written]
+        self.ids = list(written)
+        """What was generated so far."""
+        self._n_written = len(self.ids)
         self.completion: Completion | None = None
         """The result, once the text has ended."""
 
@@ -53,6 +77,21 @@ class Generation:
     def watches_text(self) -> bool:
         """Whether the text can end the request, so that it has to be looked at token by token."""
         return self._matcher is not None
+
+    @property
+    def text(self) -> str:
+        """What was handed out so far."""
+        return "".join(self._texts)
+
+    @property
+    def rng_state(self) -> int:
+        """Where the random stream stands after `ids`: one number is drawn for each token."""
+        draws = len(self.ids) - self._n_written
+        if self.completion is not None and self.completion.usage.completion_tokens > len(self.ids):
+            draws += 1  # the end token
+        if self.params.temperature == 0:
+            draws = 0
+        return _core.advance_rng(self.core_params.rng_state, draws)
 
     def push(self, progress: _core.Progress) -> Chunk:
         """Take the engine's news; the chunk has a finish_reason if the text has ended with it."""
@@ -69,12 +108,20 @@ class Generation:
             if finish is not None:
                 pieces.append(self._flush())
         new_ids = progress.tokens[:n_used]
-        self._ids += new_ids
+        self.ids += new_ids
         text = "".join(pieces)
         self._texts.append(text)
         if finish is not None:
             self._finish(finish, progress)
         return Chunk(text, tuple(new_ids), finish, self.completion)
+
+    def cancel(self) -> None:
+        """End the text where it is, unless it has ended."""
+        if self.completion is None:
+            usage = Usage(len(self.prompt_ids), len(self.ids))
+            self.completion = Completion(
+                self.text, tuple(self.ids), "cancelled", usage, self.seed, Timings(0.0, 0.0, 0.0)
+            )
 
     def _show(self, token: int) -> str:
         if self._detokenizer is None:
@@ -92,12 +139,16 @@ class Generation:
         return shown + self._matcher.flush()
 
     def _finish(self, finish: FinishReason, progress: _core.Progress) -> None:
-        ended_by_token = progress.finish == _core.FinishReason.STOP
-        n_tokens = len(self._ids) + ended_by_token
+        text, ids = self.text, self.ids
+        if finish == "deadline" and self._on_deadline is not None:
+            text = self._on_deadline(text)
+            ids = self._ids_within(text)
+        ended_by_token = progress.finish == _core.FinishReason.STOP and finish == "stop"
+        n_tokens = len(self.ids) + (ended_by_token and not self._matched)
         decode = progress.decode_seconds
         self.completion = Completion(
-            text="".join(self._texts),
-            token_ids=tuple(self._ids),
+            text=text,
+            token_ids=tuple(ids),
             finish_reason=finish,
             usage=Usage(len(self.prompt_ids), n_tokens),
             seed=self.seed,
@@ -107,9 +158,25 @@ class Generation:
             ),
         )
 
+    @property
+    def _matched(self) -> bool:
+        return self._matcher is not None and self._matcher.matched is not None
+
+    def _ids_within(self, text: str) -> list[int]:
+        """The leading ids whose text is within `text`; none if they say something else."""
+        if self._tokenizer is None or not self.text.startswith(text):
+            return []
+        detokenizer = Detokenizer(self._tokenizer, self.prompt_ids)
+        length = 0
+        for n, token in enumerate(self.ids):
+            length += len(detokenizer.push(token))
+            if length > len(text):
+                return self.ids[:n]
+        return self.ids
+
 
 def _core_params(
-    params: SamplingParams, seed: int, tokenizer: Tokenizer | None, vocab_size: int
+    params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int
 ) -> _core.SamplingParams:
     stop_ids = set(params.stop_token_ids)
     for name, ids in (("stop_token_ids", stop_ids), ("logit_bias", set(params.logit_bias or ()))):
@@ -130,5 +197,4 @@ def _core_params(
     core.logit_bias = sorted((params.logit_bias or {}).items())
     core.max_tokens = -1 if params.max_tokens is None else min(params.max_tokens, 2**31 - 1)
     core.stop_token_ids = sorted(stop_ids)
-    core.rng_state = seed
     return core

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-FinishReason: TypeAlias = Literal["stop", "length"]
+FinishReason: TypeAlias = Literal["stop", "length", "deadline", "cancelled"]
 """Why a text ended: "stop" (an end token or a stop string came), "length" (`max_tokens` tokens
-were generated, or the context is full)."""
+were generated, or the context is full), "deadline" (its time was over), "cancelled"."""
 
 
 @dataclass(frozen=True, slots=True)
