@@ -39,7 +39,7 @@ class Model:
     Args:
         path: a llama2.c checkpoint (v0, v1 or v2; told apart by content), a Hugging Face directory
             of a ``LlamaForCausalLM``, or a directory of ``pyllama2c train``.
-        tokenizer: a `Tokenizer`, or the path of a ``.model`` or llama2.c ``.bin`` file. Default:
+        tokenizer: a `Tokenizer`, or the path of a ``.model``, ``.bin`` or ``.json`` file. Default:
             the one next to the model (``tokenizer.model``, ``tokenizer.bin``, ``tok*``); without
             any, the model still works with token ids.
         dtype: how to keep the weights: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``;

@@ -125,7 +125,8 @@ def test_ids_and_text_equal_sentencepiece(name: str, auto_tokenizer: Any) -> Non
 def test_real_models(shared: Path, auto_tokenizer: Any, name: str) -> None:
     model = (shared / "tokenizers" / f"{name}.model").read_bytes()
     auto = auto_tokenizer(model)
-    check_agreement(model, auto, texts(2, 300))
+    runs = [before + " " * n + after for n in range(1, 70) for before in "a\n" for after in "b="]
+    check_agreement(model, auto, runs + texts(2, 300))
     for case in json.loads((shared / "oracle" / "tokenize.json").read_bytes())[name]:
         assert auto(case["text"], add_special_tokens=False).input_ids == case["ids"]
         assert auto.decode(case["ids"], skip_special_tokens=True) == case["decoded"]

@@ -19,7 +19,7 @@ tokenizer_option = click.option(
     "-z",
     "--tokenizer",
     type=click.Path(path_type=Path),
-    help="A .model or llama2.c .bin tokenizer.  [default: the one next to the model]",
+    help="A .model, .bin (llama2.c) or tokenizer.json file.  [default: the one next to the model]",
 )
 threads_option = click.option(
     "--threads", type=int, help="Threads to compute with.  [default: the CPUs there are]"

@@ -97,21 +97,21 @@ def tokenizer_json(model: SentencePieceModel) -> dict[str, Any]:
 
 
 def merges(model: SentencePieceModel) -> list[tuple[str, str]]:
-    """Every pair of pieces that makes a third, the best first.
+    """Every pair of pieces that makes a third, the best first, those of one result together.
 
     SentencePiece merges by the score of the result, the leftmost of equals first; here each pair
     has a rank of its own. Several pairs that make the same piece compete only inside runs of one
-    repeated character, where the leftmost pair is the one with the longer left part.
+    repeated pattern, where the leftmost pair is the one with the longer left part.
     """
     normal = {piece.text: piece for piece in model.pieces if piece.kind == NORMAL}
-    ranked: list[tuple[float, int, str, str]] = []
-    for text, piece in normal.items():
+    ranked: list[tuple[float, int, int, str, str]] = []
+    for place, (text, piece) in enumerate(normal.items()):
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]
             if left in normal and right in normal:
-                ranked.append((-piece.score, -cut, left, right))
-    ranked.sort(key=lambda pair: pair[:2])
-    return [(left, right) for _, _, left, right in ranked]
+                ranked.append((-piece.score, place, -cut, left, right))
+    ranked.sort(key=lambda pair: pair[:3])
+    return [(left, right) for _, _, _, left, right in ranked]
 
 
 def _unknown(model: SentencePieceModel) -> str:

@@ -14,14 +14,15 @@ def find_tokenizer(
 ) -> Tokenizer | None:
     """Load the tokenizer next to a model file, or inside a model directory.
 
-    Looks for `tokenizer.model`, `tokenizer.bin`, then `tok*.model` and `tok*.bin` in alphabetical
-    order, and takes the first that can be read and has `vocab_size` pieces (any, if None). Returns
-    None if there is no such file. If there are but none fits, raises the TokenizerError of the
-    first: it names both sizes, or the field that is wrong.
+    Looks for `tokenizer.model`, `tokenizer.bin`, `tokenizer.json`, then `tok*.model` and
+    `tok*.bin` in alphabetical order, and takes the first that can be read and has `vocab_size`
+    pieces (any, if None). Returns None if there is no such file. If there are but none fits,
+    raises the TokenizerError of the first: it names both sizes, or the field that is wrong.
     """
     path = Path(model_path)
     folder = path if path.is_dir() else path.parent
-    candidates = [folder / "tokenizer.model", folder / "tokenizer.bin"]
+    names = ("tokenizer.model", "tokenizer.bin", "tokenizer.json")
+    candidates = [folder / name for name in names]
     candidates += sorted(folder.glob("tok*.model")) + sorted(folder.glob("tok*.bin"))
     first_error: TokenizerError | None = None
     for candidate in dict.fromkeys(candidates):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from pyllama2c.errors import ArgumentError, TokenizerError
-from pyllama2c.tokenizer import llama2c_bin
+from pyllama2c.tokenizer import llama2c_bin, tokenizer_json
 from pyllama2c.tokenizer.model_proto import DecodingSettings
 
 MAX_FILE_SIZE = 256 << 20  # far beyond any vocabulary; a file larger than this is something else
@@ -16,7 +16,7 @@ _SPACE = "\u2581"  # ▁, SentencePiece's visible space
 
 
 class Tokenizer:
-    """A SentencePiece vocabulary, from a `.model` or a llama2.c `.bin` file.
+    """A SentencePiece vocabulary, from a `.model`, a llama2.c `.bin` or a `tokenizer.json` file.
 
     Make one with `Tokenizer.load(path)`. Safe to share between threads; can be pickled.
     """
@@ -36,7 +36,7 @@ class Tokenizer:
         self.path = path
         """The file this came from, if any."""
         self.kind = kind
-        """"SentencePiece" or "llama2.c"."""
+        """"SentencePiece", "llama2.c" or "Hugging Face"."""
         self.vocab_size: int = self._processor.get_piece_size()
         self.bos_id: int = self._processor.bos_id()
         """The id that begins a text; -1 if the vocabulary has none."""
@@ -51,7 +51,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a `.model` or `.bin` file, told apart by its content.
+        """Read a `.model`, `.bin` or `tokenizer.json` file, told apart by its content.
 
         Raises TokenizerError if the file cannot be read or is neither; the message names the field.
         """
@@ -64,9 +64,10 @@ class Tokenizer:
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
         if data[:1] == b"{":
-            raise TokenizerError(
-                f"{path}: a tokenizer.json cannot be read; give the SentencePiece tokenizer.model"
-            )
+            settings = path.with_name("tokenizer_config.json")
+            beside = settings.read_bytes() if settings.is_file() else b"{}"
+            model = tokenizer_json.to_model_proto(data, str(path), beside)
+            return cls(model, path=path, kind="Hugging Face")
         # A ModelProto begins with a piece that begins with its text: 0a, a length, 0a. In a .bin
         # these bytes belong to max_token_length, whose upper two are zero.
         if data[:1] == b"\x0a" and data[2:4] != b"\0\0":
