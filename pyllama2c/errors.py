@@ -18,6 +18,10 @@ class TokenizerError(Pyllama2cError, ValueError):
     """A tokenizer file is unreadable, or does not fit the model."""
 
 
+class DataError(Pyllama2cError, ValueError):
+    """A corpus or token file is unreadable or inconsistent; the message names the file and line."""
+
+
 class ArgumentError(Pyllama2cError, ValueError):
     """An argument is out of range; the message names it, its value and what would work."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast, overload
@@ -80,7 +80,8 @@ class Model:
         kv_bytes = None if kv_memory is None else parse_bytes("kv_memory", kv_memory)
 
         self._kv_type = _kv_type(kv_dtype)
-        self._weights, self._format = _load_weights(self.path, dtype, self._n_threads)
+        self._open_weights: _core.Weights | None
+        self._open_weights, self._format = _load_weights(self.path, dtype, self._n_threads)
         self.config = ModelConfig(**self._weights.config)
         """The model's sizes."""
         self.tokenizer = self._load_tokenizer(tokenizer)
@@ -165,7 +166,7 @@ class Model:
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Write on from a prompt and hand out the text as it comes.
 
         Args and errors are those of `generate` for one prompt; they are checked at once.
@@ -179,7 +180,9 @@ class Model:
         if is_batch:
             raise ArgumentError("prompt is a list of prompts, expected one text or list of ids")
         request = self._prepare(prompts[0], _as_params(params, options, 1, False)[0])
-        return self._stream(self._open_engine(), request)
+        chunks = self._stream(self._open_engine(), request)
+        next(chunks)  # up to its first yield: what submitting refuses is refused now
+        return chunks
 
     def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """What the model expects after each of the tokens.
@@ -196,7 +199,6 @@ class Model:
             CapacityError: more ids than the context holds.
             ClosedError: the model is closed.
         """
-        self._open_engine()
         return self._weights.logits(
             _as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
         )
@@ -219,9 +221,7 @@ class Model:
 
     def close(self) -> None:
         """Let go of the memory, once texts in progress in other threads have ended."""
-        self._engine = None
-        del self._weights
-        # An attribute error would be a poor answer; _open_engine() gives the right one.
+        self._engine = self._open_weights = None
 
     def __enter__(self) -> Model:
         return self
@@ -240,6 +240,12 @@ class Model:
             f"<pyllama2c.Model {self.path.name!r}: {c.n_params:,} parameters, "
             f"{c.vocab_size} tokens, context {c.max_seq_len}>"
         )
+
+    @property
+    def _weights(self) -> _core.Weights:
+        if self._open_weights is None:
+            raise ClosedError("the model is closed")
+        return self._open_weights
 
     def _open_engine(self) -> _core.Engine:
         if self._engine is None:
@@ -279,9 +285,10 @@ class Model:
         return [cast(Completion, request.completion) for request in requests]
 
     @staticmethod
-    def _stream(engine: _core.Engine, request: Generation) -> Iterator[Chunk]:
+    def _stream(engine: _core.Engine, request: Generation) -> Generator[Chunk, None, None]:
         request_id = _submit(engine, request)
         try:
+            yield Chunk("", (), None, None)  # for stream(); from here on closing cancels
             while request.completion is None:
                 for progress in engine.wait([request_id]):
                     yield request.push(progress)
@@ -356,7 +363,8 @@ def _as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
     if isinstance(prompt, (bytes, dict)) or not hasattr(prompt, "__iter__"):
         raise ArgumentError(f"prompt is {prompt!r}, expected text, token ids, or a list of those")
     items = list(prompt)
-    if items and all(hasattr(item, "__index__") for item in items):
+    # numpy's arrays have an __index__ too, for those of one element.
+    if items and all(hasattr(i, "__index__") and not hasattr(i, "__len__") for i in items):
         return [items], False
     return items, True
 
@@ -376,7 +384,9 @@ def _as_params(
     else:
         many = list(params)
     if len(many) != n_prompts:
-        raise ArgumentError(f"params has {len(many)} entries, expected one for each of {n_prompts} prompts")
+        raise ArgumentError(
+            f"params has {len(many)} entries, expected one for each of {n_prompts} prompts"
+        )
     for one in many:
         if not isinstance(one, SamplingParams):
             raise ArgumentError(f"params holds {one!r}, expected a SamplingParams")

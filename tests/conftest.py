@@ -12,8 +12,13 @@ from pathlib import Path
 import models
 import pytest
 import vocabularies
+from hypothesis import settings
 
 from pyllama2c.config import ModelConfig
+
+# A slow moment of the machine is no failure; and runs that repeat are easier to trust.
+settings.register_profile("pyllama2c", deadline=None, derandomize=bool(os.environ.get("CI")))
+settings.load_profile("pyllama2c")
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,13 @@ import dataclasses
 import math
 import pickle
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pyllama2c import ArgumentError, SamplingParams
+from pyllama2c import ArgumentError, Model, SamplingParams
 
 NAN, INF = math.nan, math.inf
 
@@ -135,3 +136,11 @@ def test_replace_checks_too() -> None:
         params.replace(top_k=-1)
     with pytest.raises(TypeError, match="topk"):
         params.replace(topk=1)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-20, 1e-30, 1e-38, 1e-40, 1e-45, 1e-300])
+def test_the_smallest_temperatures_are_greedy(speaker: Path, temperature: float) -> None:
+    with Model(speaker) as model:
+        greedy = model.generate("Lily", temperature=0, ignore_eos=True)
+        text = model.generate("Lily", temperature=temperature, seed=1, ignore_eos=True)
+    assert text.token_ids == greedy.token_ids

@@ -31,6 +31,13 @@ RECIPES: dict[str, dict[str, Any]] = {
         **IDENTITY,
     },
     "own symbols, no bytes": {"vocab_size": 180, "user_defined_symbols": ["<|user|>", "，"]},
+    "whole stories": {
+        "vocab_size": 420,
+        "byte_fallback": True,
+        "remove_extra_whitespaces": False,
+        "sentence_iterator": [_TEXT],
+        **IDENTITY,
+    },
     "other special ids": {"vocab_size": 180, "unk_id": 2, "bos_id": 0, "eos_id": 1},
     "no BOS, no EOS": {"vocab_size": 180, "bos_id": -1, "eos_id": -1},
 }
@@ -52,11 +59,14 @@ MODEL_ONLY: dict[str, dict[str, Any]] = {
 @lru_cache
 def train(recipe: str) -> bytes:
     """The serialized model of a recipe."""
-    options = {"model_type": "bpe", **{**RECIPES, **MODEL_ONLY}[recipe]}
+    options = {
+        "model_type": "bpe",
+        "sentence_iterator": _TEXT.splitlines(),
+        **{**RECIPES, **MODEL_ONLY}[recipe],
+    }
+    options["sentence_iterator"] = iter(options["sentence_iterator"])
     model = io.BytesIO()
-    SentencePieceTrainer.Train(
-        sentence_iterator=iter(_TEXT.splitlines()), model_writer=model, minloglevel=2, **options
-    )
+    SentencePieceTrainer.Train(model_writer=model, minloglevel=2, **options)
     return model.getvalue()
 
 

@@ -112,12 +112,10 @@ std::vector<Progress> Engine::fetch(const std::vector<uint64_t>& ids, bool until
         if (s.n_unread() == 0 && s.finish == FinishReason::kNone) continue;
         Progress news{id, {s.text.begin() + s.n_delivered, s.text.end()}, s.finish};
         s.n_delivered = s.text.size();
-        if (s.finish != FinishReason::kNone) {
-            news.cached_tokens = s.n_cached;
-            news.prefill_seconds = seconds(s.submitted, s.first_token);
-            news.decode_seconds = seconds(s.first_token, s.last_token);
-            requests_.erase(found);
-        }
+        news.cached_tokens = s.n_cached;
+        news.prefill_seconds = seconds(s.submitted, s.first_token);
+        news.decode_seconds = seconds(s.first_token, s.last_token);
+        if (s.finish != FinishReason::kNone) requests_.erase(found);
         progress.push_back(std::move(news));
     }
     return progress;

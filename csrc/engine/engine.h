@@ -24,7 +24,7 @@ struct Progress {
     uint64_t id;
     std::vector<int32_t> tokens;  // new ones, in order
     FinishReason finish;          // kNone while it goes on; afterwards the request is forgotten
-    // Once finished:
+    // So far:
     size_t cached_tokens = 0;    // of the prompt, found in the cache
     double prefill_seconds = 0;  // submission to first token
     double decode_seconds = 0;   // first token to last

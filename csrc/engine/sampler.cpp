@@ -44,7 +44,8 @@ void Sampler::apply_penalties(float* logits) const {
 int32_t Sampler::sample(float* logits, int vocab_size, const Backend& backend) {
     for (const auto& [token, bias] : params_.logit_bias) logits[token] += bias;
     if (penalised_) apply_penalties(logits);
-    if (params_.temperature == 0.0f) return argmax(logits, vocab_size);
+    // So close to 0, the division could overflow; the likeliest has all the probability anyway.
+    if (params_.temperature < 1e-20f) return argmax(logits, vocab_size);
     for (int i = 0; i < vocab_size; ++i) logits[i] /= params_.temperature;
     backend.softmax(logits, vocab_size);
     const bool top_p = params_.top_p > 0.0f && params_.top_p < 1.0f;

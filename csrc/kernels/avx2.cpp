@@ -16,6 +16,7 @@ constexpr int kTilePanels = 1;  // 6 x 2 sums + 2 weights + 1 broadcast: 15 of 1
 constexpr int kTileRows = 6;
 constexpr int kRowPanelsQ = 2;
 constexpr int kTileRowsQ = 4;  // 4 x 2 sums, 4 halves of weights, 2 of activations: 14 registers
+constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 2;
 constexpr int kValuePanels = 1;
 constexpr int kBias8 = 128, kBias4 = 8;
 

@@ -14,6 +14,7 @@ constexpr int kTilePanels = 2;  // 2 x 12 sums + 2 weights + 1 broadcast: 27 of 
 constexpr int kTileRows = 12;
 constexpr int kRowPanelsQ = 4;
 constexpr int kTileRowsQ = 12;
+constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 12;  // 12 integer and 12 float sums
 constexpr int kValuePanels = 4;          // head size 64 in one pass
 constexpr int kBias8 = 128, kBias4 = 8;  // weights stay unsigned, as VPDPBUSD wants them
 
@@ -87,7 +88,9 @@ inline Quad set1_quad(const int8_t* p) {
     return _mm512_set1_epi32(four);
 }
 inline Ints dot(Ints sums, Bytes weights, Quad quad) {
-    return _mm512_dpbusd_epi32(sums, weights, quad);
+    // The intrinsic, in GCC 12, copies every sum to another register and back.
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(quad));
+    return sums;
 }
 inline Ints round_to_bytes(Vec x, int8_t* q) {
     const __m512i whole = _mm512_cvtps_epi32(x);

@@ -154,11 +154,15 @@ def _piece_messages(pieces: list[bytes], scores: list[bytes], types: dict[int, i
 def _normalizer_spec(ordinary: list[bytes], byte_fallback: bool) -> bytes:
     """How the original model normalised text, as far as its vocabulary shows it.
 
-    Whitespace was kept if and only if some piece has two spaces in a row. A vocabulary with byte
-    fallback follows llama2.c's recipe, the identity. One without was made with SentencePiece's
-    default rule, nmt_nfkc, unless it holds a piece that this rule would never have let through.
+    Whitespace was kept if some piece has two spaces in a row, or a line break: llama2.c's recipe
+    trains on single lines and squeezes spaces, `pyllama2c tokenizer train` on whole stories as
+    they are. A vocabulary with byte fallback follows either recipe, both of which leave the
+    characters as they are. One without was made with SentencePiece's default rule, nmt_nfkc,
+    unless it holds a piece that this rule would never have let through.
+    (The rule as the installed library has it: a few characters that Unicode added or redefined
+    since the model was trained may be normalised differently.)
     """
-    keeps_spaces = any(_SPACE * 2 in piece for piece in ordinary)
+    keeps_spaces = any(_SPACE * 2 in piece or b"\n" in piece for piece in ordinary)
     spec = proto.int_field(proto.REMOVE_EXTRA_WHITESPACES, not keeps_spaces)
     if not byte_fallback:
         from sentencepiece import SentencePieceNormalizer

@@ -213,7 +213,9 @@ Result read(const Bytes& bytes) {
                 CHECK(inside(*t, file));
             }
         }
-        const Weights weights(model, 1);
+        constexpr WeightType types[] = {WeightType::kFloat32, WeightType::kBFloat16,
+                                        WeightType::kInt8, WeightType::kInt4};
+        const Weights weights(model, types[file.size() % 4], 1);
         CHECK(weights.nbytes() <= most_packed(file.size()),
               weights.nbytes() << " bytes packed from a file of " << file.size());
         check_heap();

@@ -20,9 +20,14 @@ namespace {
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct Outcome {
-    std::string sizes;  // for the message
-    std::vector<float> written;
+    std::string sizes;    // for the message
+    std::string written;  // as bytes
 };
+
+template <typename T>
+std::string bytes(const std::vector<T>& values) {
+    return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
+}
 
 std::string sizes(std::initializer_list<int> numbers) {
     std::string result;
@@ -46,18 +51,148 @@ std::vector<float> padded_values(Random& random, int n) {
     return x;
 }
 
+template <typename T>
+std::vector<T> random_integers(Random& random, size_t n, int least, int most) {
+    std::vector<T> result(n);
+    const bool only_ends = random.chance(0.1);  // where narrow sums would overflow
+    for (T& x : result) {
+        const int value = random.between(least, most);
+        x = static_cast<T>(!only_ends ? value : value % 2 ? least : most);
+    }
+    return result;
+}
+
+struct MatmulSizes {
+    explicit MatmulSizes(Random& random)
+        : k(random.between(1, random.chance(0.1) ? 2300 : 100)),
+          panels(random.between(1, random.chance(0.1) ? 40 : 12)),
+          rows(random.chance(0.3) ? 1 : random.between(1, 33)),
+          x_stride(padded(k) + kLanes * random.between(0, 2)),
+          y_stride(panels * kLanes + random.between(0, 20)) {}
+    int k, panels, rows;
+    size_t x_stride, y_stride;
+};
+
+// Float weights: `w` is all of them, packed.
+Outcome run_float_matmul(void (*kernel)(const Matmul&), const MatmulSizes& size, const void* w,
+                         Random& random) {
+    std::vector<float> x;
+    for (int r = 0; r < size.rows; ++r) {
+        const std::vector<float> row = padded_values(random, size.k);
+        x.insert(x.end(), row.begin(), row.end());
+        x.resize((r + 1) * size.x_stride, std::nanf(""));
+    }
+    std::vector<float> y = random.values(size.y_stride * size.rows);
+    Matmul m{};
+    m.w = w;
+    m.k = size.k;
+    m.panels = size.panels;
+    m.x = x.data();
+    m.x_stride = size.x_stride;
+    m.rows = size.rows;
+    m.y = y.data();
+    m.y_stride = size.y_stride;
+    m.accumulate = random.chance(0.5);
+    kernel(m);
+    return {sizes({m.k, m.panels, m.rows, m.accumulate}), bytes(y)};
+}
+
 Outcome test_matmul_f32(const KernelTable& table, Random& random) {
-    const int k = random.between(1, random.chance(0.1) ? 2300 : 100);
-    const int panels = random.between(1, 21);
-    const int rows = random.between(1, 33);
-    const size_t x_stride = k + random.between(0, 20);
-    const size_t y_stride = panels * kLanes + random.between(0, 20);
-    const std::vector<float> w = random.values(static_cast<size_t>(panels) * k * kLanes);
-    const std::vector<float> x = random.values(x_stride * rows);
-    std::vector<float> y = random.values(y_stride * rows);
-    const bool accumulate = random.chance(0.5);
-    table.matmul_f32(w.data(), k, panels, x.data(), x_stride, rows, y.data(), y_stride, accumulate);
-    return {sizes({k, panels, rows, accumulate}), y};
+    const MatmulSizes size(random);
+    const auto w = random.values(static_cast<size_t>(size.panels) * size.k * kLanes);
+    return run_float_matmul(table.matmul_f32, size, w.data(), random);
+}
+
+Outcome test_matmul_bf16(const KernelTable& table, Random& random) {
+    const MatmulSizes size(random);
+    const size_t pairs = (size.k + 1) / 2;
+    std::vector<uint16_t> w;
+    for (size_t i = 0; i < size.panels * pairs * kLanes * 2; ++i) {
+        const float value = random.value(-1, 1);
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof bits);
+        const bool beyond_k =
+            size.k % 2 == 1 && i / (2 * kLanes) % pairs == pairs - 1 && i % 2 == 1;
+        w.push_back(beyond_k ? 0 : static_cast<uint16_t>(bits >> 16));
+    }
+    return run_float_matmul(table.matmul_bf16, size, w.data(), random);
+}
+
+// Quantized weights. Activations as quantize() leaves them: zeros from k to the padding.
+Outcome run_quantized_matmul(void (*kernel)(const Matmul&), const MatmulSizes& size, const void* w,
+                             const void* w_scales, size_t w_scale_step, int group, Random& random) {
+    const size_t groups = (size.k + group - 1) / group;
+    auto q = random_integers<int8_t>(random, size.rows * size.x_stride, -127, 127);
+    std::vector<int32_t> q_sums(size.rows * groups);
+    for (int r = 0; r < size.rows; ++r) {
+        for (size_t i = 0; i < size.x_stride; ++i) {
+            int8_t& value = q[r * size.x_stride + i];
+            if (i >= static_cast<size_t>(size.k) && i < static_cast<size_t>(padded(size.k)))
+                value = 0;
+            if (i < static_cast<size_t>(size.k)) q_sums[r * groups + i / group] += value;
+        }
+    }
+    const std::vector<float> q_scales = random.values(size.rows * groups, 0.001f, 1.0f);
+    std::vector<float> y = random.values(size.y_stride * size.rows);
+    Matmul m{};
+    m.w = w;
+    m.w_scales = w_scales;
+    m.w_scale_step = w_scale_step;
+    m.k = size.k;
+    m.panels = size.panels;
+    m.group = group;
+    m.q = q.data();
+    m.x_stride = size.x_stride;
+    m.q_scales = q_scales.data();
+    m.q_sums = q_sums.data();
+    m.rows = size.rows;
+    m.y = y.data();
+    m.y_stride = size.y_stride;
+    m.accumulate = random.chance(0.5);
+    kernel(m);
+    return {sizes({m.k, m.panels, m.rows, m.accumulate, group}), bytes(y)};
+}
+
+Outcome test_matmul_q8(const KernelTable& table, Random& random) {
+    const MatmulSizes size(random);
+    // A whole row in one group, or groups; one scale for each group, or one for the row.
+    const int group = random.chance(0.5) ? padded(size.k) : kLanes * random.between(1, 6);
+    const bool scale_per_group = random.chance(0.5);
+    const size_t groups = scale_per_group ? (size.k + group - 1) / group : 1;
+    const auto w = random_integers<uint8_t>(
+        random, static_cast<size_t>(size.panels) * ((size.k + 3) / 4) * kLanes * 4, 0, 255);
+    const auto scales = random.values(size.panels * groups * kLanes, 0.001f, 0.01f);
+    return run_quantized_matmul(table.matmul_q8, size, w.data(), scales.data(),
+                                scale_per_group ? kLanes : 0, group, random);
+}
+
+Outcome test_matmul_q4(const KernelTable& table, Random& random) {
+    const MatmulSizes size(random);
+    const size_t groups = (size.k + kInt4Group - 1) / kInt4Group;
+    const auto w = random_integers<uint8_t>(
+        random, static_cast<size_t>(size.panels) * ((size.k + 7) / 8) * kLanes * 4, 0, 255);
+    // Halves from the smallest subnormal to 2, either sign.
+    auto scales = random_integers<uint16_t>(random, size.panels * groups * kLanes, 0, 0x4000);
+    for (uint16_t& scale : scales) scale |= random.chance(0.3) ? 0x8000 : 0;
+    return run_quantized_matmul(table.matmul_q4, size, w.data(), scales.data(), kLanes, kInt4Group,
+                                random);
+}
+
+Outcome test_quantize(const KernelTable& table, Random& random) {
+    const int n = random.between(1, 400);
+    const int group = random.chance(0.5) ? padded(n) : kLanes * random.between(1, 6);
+    const size_t groups = (n + group - 1) / group;
+    std::vector<float> x = padded_values(random, n);
+    if (random.chance(0.2)) {  // halves, which have to round to even
+        x[0] = 127;
+        for (int i = 1; i < n; ++i) x[i] = 0.5f * static_cast<float>(random.between(-253, 253));
+    }
+    if (random.chance(0.1)) x.assign(x.size(), 0.0f);
+    std::vector<int8_t> q(padded(n) + 1, 7);
+    std::vector<float> scales(groups + 1, 7.0f);
+    std::vector<int32_t> sums(groups + 1, 7);
+    table.quantize(x.data(), n, group, q.data(), scales.data(), sums.data());
+    return {sizes({n, group}), bytes(q) + bytes(scales) + bytes(sums)};
 }
 
 Outcome test_rmsnorm(const KernelTable& table, Random& random) {
@@ -65,7 +200,7 @@ Outcome test_rmsnorm(const KernelTable& table, Random& random) {
     const std::vector<float> x = padded_values(random, n), weight = padded_values(random, n);
     std::vector<float> y(padded(n) + 1, 7.0f);
     table.rmsnorm(x.data(), weight.data(), n, random.chance(0.2) ? 0.0f : 1e-5f, y.data());
-    return {sizes({n}), y};
+    return {sizes({n}), bytes(y)};
 }
 
 Outcome test_rope(const KernelTable& table, Random& random) {
@@ -73,7 +208,7 @@ Outcome test_rope(const KernelTable& table, Random& random) {
     const std::vector<float> cos = random.values(n), sin = random.values(n);
     std::vector<float> x = random.values(n + 1);
     table.rope(x.data(), cos.data(), sin.data(), n);
-    return {sizes({n}), x};
+    return {sizes({n}), bytes(x)};
 }
 
 Outcome test_swiglu(const KernelTable& table, Random& random) {
@@ -84,7 +219,7 @@ Outcome test_swiglu(const KernelTable& table, Random& random) {
     }
     std::vector<float> h(panels * kLanes + 1, 7.0f);
     table.swiglu(gate_up.data(), panels, h.data());
-    return {sizes({panels}), h};
+    return {sizes({panels}), bytes(h)};
 }
 
 Outcome test_softmax(const KernelTable& table, Random& random) {
@@ -100,48 +235,56 @@ Outcome test_softmax(const KernelTable& table, Random& random) {
     x.resize(padded(n), 1e30f);                      // what lies in the padding must not matter
     x.push_back(7.0f);
     table.softmax(x.data(), n);
-    return {sizes({n, kind}), x};
+    return {sizes({n, kind}), bytes(x)};
 }
 
-// A cache of more blocks than the sequence has, in any order, its unused places full of NaN.
-Outcome test_attend_f32(const KernelTable& table, Random& random) {
+// A cache of more blocks than the sequence has, in any order, full of ones bits (NaN) where nothing
+// was stored.
+Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
+    const int type = static_cast<int>(kv);
     const int head_size = random.chance(0.3) ? 16 * random.between(1, 8) : random.between(2, 128);
-    const int n_tokens = random.between(1, 200);
+    const int n_tokens = random.between(1, random.chance(0.1) ? 200 : 60);
     const int n_blocks = (n_tokens + kBlockTokens - 1) / kBlockTokens + random.between(0, 3);
-    const size_t k_floats = static_cast<size_t>(head_size) * kBlockTokens;
-    const size_t block_floats =
-        k_floats + static_cast<size_t>(padded(head_size)) * kBlockTokens + random.between(0, 50);
+    const size_t key_bytes = kv_key_bytes(kv, head_size);
+    const size_t stride = key_bytes + kv_value_bytes(kv, head_size) + 64 * random.between(0, 2);
     std::vector<int32_t> block_table(n_blocks);
     for (int i = 0; i < n_blocks; ++i) block_table[i] = i;
     for (int i = n_blocks - 1; i > 0; --i) {
         std::swap(block_table[i], block_table[random.between(0, i)]);
     }
-    std::vector<float> cache(block_floats * n_blocks, std::nanf(""));
+    std::vector<char> cache(stride * n_blocks, static_cast<char>(0xFF));
     const float spread = random.chance(0.2) ? 30.0f : 1.0f;
     for (int t = 0; t < n_tokens; ++t) {
-        float* block = cache.data() + block_table[t / kBlockTokens] * block_floats;
-        const int slot = t % kBlockTokens;
-        for (int d = 0; d < padded(head_size); ++d) {
-            if (d < head_size) block[d * kBlockTokens + slot] = random.value(-spread, spread);
-            block[k_floats + (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes] =
-                d < head_size ? random.value(-1, 1) : 0.0f;
-        }
+        char* block = cache.data() + block_table[t / kBlockTokens] * stride;
+        // What stands behind a vector may be read but must not be used.
+        const std::vector<float> k = random.values(padded(head_size), -spread, spread);
+        const std::vector<float> v = random.values(padded(head_size));
+        table.store_key[type](k.data(), head_size, t % kBlockTokens, block);
+        table.store_value[type](v.data(), head_size, t % kBlockTokens, block + key_bytes);
     }
     const std::vector<float> q = random.values(head_size);
     std::vector<float> scores(padded(n_tokens)), out(head_size + 1, 7.0f);
-    Attention a;
+    Attention a{};
     a.q = q.data();
-    a.k_base = reinterpret_cast<const char*>(cache.data());
-    a.v_base = a.k_base + k_floats * sizeof(float);
-    a.block_stride = block_floats * sizeof(float);
+    a.k_base = cache.data();
+    a.v_base = cache.data() + key_bytes;
+    a.block_stride = stride;
     a.block_table = block_table.data();
     a.n_tokens = n_tokens;
     a.head_size = head_size;
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size));
     a.scores = scores.data();
     a.out = out.data();
-    table.attend_f32(a);
-    return {sizes({head_size, n_tokens}), out};
+    table.attend[type](a);
+    for (const float x : out) CHECK(x == x, "NaN from an unused place");
+    std::string keys;
+    for (int b = 0; b < n_blocks; ++b) keys.append(cache.data() + b * stride, key_bytes);
+    return {sizes({head_size, n_tokens}), keys + bytes(out)};
+}
+
+template <KvType kv>
+Outcome test_attention(const KernelTable& table, Random& random) {
+    return run_attention(table, kv, random);
 }
 
 const struct {
@@ -149,12 +292,18 @@ const struct {
     Outcome (*run)(const KernelTable&, Random&);
     int times;
 } tests[] = {
-    {"matmul_f32", test_matmul_f32, 1000},
+    {"matmul_f32", test_matmul_f32, 700},
+    {"matmul_bf16", test_matmul_bf16, 700},
+    {"matmul_q8", test_matmul_q8, 1000},
+    {"matmul_q4", test_matmul_q4, 700},
+    {"quantize", test_quantize, 2000},
     {"rmsnorm", test_rmsnorm, 2000},
     {"rope", test_rope, 1000},
     {"swiglu", test_swiglu, 2000},
     {"softmax", test_softmax, 3000},
-    {"attend_f32", test_attend_f32, 1000},
+    {"attention float32", test_attention<KvType::kFloat32>, 500},
+    {"attention float16", test_attention<KvType::kFloat16>, 500},
+    {"attention int8", test_attention<KvType::kInt8>, 500},
 };
 
 void every_table_equals_scalar() {
@@ -167,9 +316,7 @@ void every_table_equals_scalar() {
                 Random random(seed), same(seed);
                 const Outcome expected = test.run(scalar_kernels, same);
                 const Outcome actual = test.run(*table, random);
-                CHECK(actual.written.size() == expected.written.size() &&
-                          std::memcmp(actual.written.data(), expected.written.data(),
-                                      expected.written.size() * sizeof(float)) == 0,
+                CHECK(actual.written == expected.written,
                       isa << " " << test.name << " " << expected.sizes << " seed " << seed);
             }
         }
@@ -184,8 +331,17 @@ void matmul_is_right() {
     const int k = 37, panels = 2, rows = 3;
     const std::vector<float> w = random.values(panels * k * kLanes), x = random.values(rows * k);
     std::vector<float> y(rows * panels * kLanes, 5.0f);
-    scalar_kernels.matmul_f32(w.data(), k, panels, x.data(), k, rows, y.data(), panels * kLanes,
-                              true);
+    Matmul m{};
+    m.w = w.data();
+    m.k = k;
+    m.panels = panels;
+    m.x = x.data();
+    m.x_stride = k;
+    m.rows = rows;
+    m.y = y.data();
+    m.y_stride = panels * kLanes;
+    m.accumulate = true;
+    scalar_kernels.matmul_f32(m);
     for (int r = 0; r < rows; ++r) {
         for (int n = 0; n < panels * kLanes; ++n) {
             double sum = 5;
@@ -195,6 +351,64 @@ void matmul_is_right() {
             CHECK(std::abs(y[r * panels * kLanes + n] - sum) < 1e-5);
         }
     }
+}
+
+void attention_is_right() {
+    Random random(5);
+    const int head_size = 10, n_tokens = 37, n_blocks = 3;
+    const struct {
+        KvType type;
+        double tolerance;
+    } kinds[] = {{KvType::kFloat32, 1e-5}, {KvType::kFloat16, 2e-3}, {KvType::kInt8, 2e-2}};
+    for (const auto& kind : kinds) {
+        const int type = static_cast<int>(kind.type);
+        const size_t key_bytes = kv_key_bytes(kind.type, head_size);
+        const size_t stride = key_bytes + kv_value_bytes(kind.type, head_size);
+        std::vector<char> cache(stride * n_blocks);
+        const int32_t block_table[] = {2, 0, 1};
+        const std::vector<float> q = random.values(padded(head_size));
+        std::vector<std::vector<float>> k, v;
+        std::vector<double> weights;
+        double total = 0;
+        for (int t = 0; t < n_tokens; ++t) {
+            k.push_back(random.values(padded(head_size)));
+            v.push_back(random.values(padded(head_size)));
+            char* block = cache.data() + block_table[t / kBlockTokens] * stride;
+            scalar_kernels.store_key[type](k[t].data(), head_size, t % kBlockTokens, block);
+            scalar_kernels.store_value[type](v[t].data(), head_size, t % kBlockTokens,
+                                             block + key_bytes);
+            double dot = 0;
+            for (int d = 0; d < head_size; ++d) dot += double(q[d]) * k[t][d];
+            weights.push_back(std::exp(dot * 0.3));
+            total += weights[t];
+        }
+        std::vector<float> scores(padded(n_tokens)), out(head_size);
+        const Attention a{q.data(),  cache.data(), cache.data() + key_bytes,
+                          stride,    block_table,  n_tokens,
+                          head_size, 0.3f,         scores.data(),
+                          out.data()};
+        scalar_kernels.attend[type](a);
+        for (int d = 0; d < head_size; ++d) {
+            double sum = 0;
+            for (int t = 0; t < n_tokens; ++t) sum += weights[t] / total * v[t][d];
+            CHECK(std::abs(out[d] - sum) < kind.tolerance, out[d] << " for " << sum);
+        }
+    }
+}
+
+void quantize_is_right() {
+    Random random(6);
+    const std::vector<float> x = padded_values(random, 43);
+    std::vector<int8_t> q(48);
+    std::vector<float> scales(2);
+    std::vector<int32_t> sums(2);
+    scalar_kernels.quantize(x.data(), 43, 32, q.data(), scales.data(), sums.data());
+    int32_t expected_sums[2] = {};
+    for (int i = 0; i < 43; ++i) {
+        CHECK(std::abs(q[i] * scales[i / 32] - x[i]) <= 0.501f * scales[i / 32]);
+        expected_sums[i / 32] += q[i];
+    }
+    CHECK(sums[0] == expected_sums[0] && sums[1] == expected_sums[1]);
 }
 
 void exp_is_right() {
@@ -243,6 +457,8 @@ int main() {
     exp_is_right();
     swiglu_is_right();
     rmsnorm_is_right();
+    attention_is_right();
+    quantize_is_right();
     every_table_equals_scalar();
     return check::finish("test_kernels");
 }

@@ -1,0 +1,84 @@
+"""More stories from few: the same stories with other heroes.
+
+A small corpus teaches a model which name goes with which story. Exchanging the personal names,
+consistently within a story and differently in each copy, teaches it that any hero can have any
+adventure, and that a hero keeps its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from pyllama2c.data.files import atomic_write
+from pyllama2c.data.readers import Story
+from pyllama2c.errors import DataError
+
+
+@dataclass(frozen=True)
+class Names:
+    """Names that can stand for one another, and the longer words that only look like them."""
+
+    names: tuple[str, ...]
+    not_names: tuple[str, ...]
+
+    @classmethod
+    def read(cls, path: str | Path) -> Names:
+        """Read a file with one name a line, followed by the longer words to leave alone.
+
+        ``安安 安安静静`` says that 安安 is a name, but not inside 安安静静.
+
+        Raises:
+            DataError: fewer than two names.
+        """
+        names: list[str] = []
+        not_names: list[str] = []
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            name, *longer = line.split() or [""]
+            if name:
+                names.append(name)
+                not_names.extend(longer)
+        if len(set(names)) < 2:
+            raise DataError(f"{path}: expected at least two names, one a line")
+        return cls(tuple(dict.fromkeys(names)), tuple(not_names))
+
+    def swap(self, text: str, random: Random) -> str:
+        """Give each name in ``text`` another one, different names different ones."""
+        # Longest first: at one place the longest word that fits is the word that is there.
+        words = sorted({*self.names, *self.not_names}, key=len, reverse=True)
+        pattern = re.compile("|".join(map(re.escape, words)))
+        found = dict.fromkeys(match[0] for match in pattern.finditer(text))
+        heroes = [word for word in found if word in self.names]
+        new = dict(zip(heroes, random.sample(self.names, len(heroes)), strict=True))
+        return pattern.sub(lambda match: new.get(match[0], match[0]), text)
+
+
+def augment(
+    stories: Iterable[Story], names: Names, out: str | Path, *, copies: int, seed: int = 0
+) -> int:
+    """Write ``copies`` versions of each story with exchanged names; returns how many stories.
+
+    The copies of the whole corpus follow one another, each in an order of its own, so that a model
+    that reads the file once meets every story ``copies`` times, evenly spread. The stories are
+    held in memory: this is for small corpora.
+
+    Args:
+        stories: the training stories alone, so that nothing held out comes in.
+        names: what to exchange.
+        out: a JSONL file.
+        copies: how many versions of each.
+        seed: the same seed writes the same file.
+    """
+    texts = [story.text for story in stories]
+    random = Random(seed)
+    with atomic_write(Path(out)) as file:
+        for _ in range(copies):
+            random.shuffle(texts)
+            for text in texts:
+                line = json.dumps({"story": names.swap(text, random)}, ensure_ascii=False)
+                file.write(line + "\n")
+    return copies * len(texts)

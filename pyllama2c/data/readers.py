@@ -1,0 +1,288 @@
+"""Stories out of whatever a corpus comes in, one at a time.
+
+What a file is, its name says (``.jsonl .json .txt .parquet``, each also as ``.gz`` or inside a
+``.tar``, ``.tar.gz``, ``.tgz``); a directory is everything in it, in the order of the names.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from pyllama2c.data.json_array import iter_json_array
+from pyllama2c.errors import DataError, MissingExtraError
+
+END_OF_TEXT = "<|endoftext|>"
+# TinyStoriesZh keeps the English original in `story`, beside its translation.
+TEXT_FIELDS = ("story_zh", "story", "text")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".parquet")
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_HEAD_BYTES = 1 << 20
+
+
+class Story(NamedTuple):
+    """One story and the place it came from, as ``file:line`` or ``file: row n``."""
+
+    text: str
+    where: str
+
+
+def read_stories(sources: Iterable[str | Path], field: str | None = None) -> Iterator[Story]:
+    """Yield the stories of ``sources`` in order, with surrounding white space removed.
+
+    Memory does not grow with the sources: each is read as a stream, packed ones too. Empty
+    stories are yielded as well; whoever reads decides.
+
+    Args:
+        sources: files, directories, or directories written by Hugging Face's ``save_to_disk``.
+        field: the name of the field that holds the text in JSON, parquet and datasets. By
+            default the first of ``story_zh``, ``story``, ``text`` that a record has.
+
+    Raises:
+        DataError: a source does not exist, is of an unknown kind, or has a record that cannot be
+            read; names the file and the line.
+        MissingExtraError: parquet or a dataset without the ``data`` extra.
+    """
+    for source in sources:
+        for text, where in _read_path(Path(source), field):
+            yield Story(text.strip(), where)
+
+
+def _read_path(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
+    if path.is_dir():
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            yield from _read_dataset(path, field)
+            return
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _is_readable(p.name))
+        if not files:
+            raise DataError(f"{path}: no file in this directory ends in {_known_suffixes()}")
+        for file in files:
+            yield from _read_path(file, field)
+    elif not path.exists():
+        raise DataError(f"{path}: no such file or directory")
+    elif not _is_readable(path.name):
+        raise DataError(f"{path}: unknown kind of file, expected a name in {_known_suffixes()}")
+    else:
+        with path.open("rb") as stream:
+            yield from _read_named(stream, path.name, str(path), field)
+
+
+def _is_readable(name: str) -> bool:
+    name = name.lower()
+    return name.endswith(_TAR_SUFFIXES) or name.removesuffix(".gz").endswith(SUFFIXES)
+
+
+def _known_suffixes() -> str:
+    return " ".join((*SUFFIXES, *_TAR_SUFFIXES)) + " (each but the last three also with .gz)"
+
+
+def _read_named(
+    stream: BinaryIO, name: str, where: str, field: str | None
+) -> Iterator[tuple[str, str]]:
+    """Read a stream as what ``name`` says it is; ``where`` is what errors call it."""
+    name = name.lower()
+    try:
+        if name.endswith(_TAR_SUFFIXES):
+            with tarfile.open(fileobj=stream, mode="r|*") as archive:
+                yield from _read_tar(archive, where, field)
+        elif name.endswith(".gz"):
+            with gzip.GzipFile(fileobj=stream) as unpacked:
+                plain = cast(BinaryIO, unpacked)
+                yield from _read_named(plain, name.removesuffix(".gz"), where, field)
+        elif name.endswith(".parquet"):
+            yield from _read_parquet(stream, where, field)
+        elif name.endswith(".txt"):
+            yield from _read_txt(stream, where)
+        else:
+            yield from _read_json(stream, where, field)
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{where}: damaged archive ({error})") from error
+
+
+def _read_tar(archive: tarfile.TarFile, where: str, field: str | None) -> Iterator[tuple[str, str]]:
+    found = False
+    for member in archive:
+        hidden = Path(member.name).name.startswith(".")  # macOS archives hold ._name twins
+        if not member.isfile() or hidden or not _is_readable(member.name):
+            continue
+        found = True
+        stream = archive.extractfile(member)
+        assert stream is not None  # it is a regular file
+        with stream:
+            yield from _read_named(
+                cast(BinaryIO, stream), member.name, f"{where}:{member.name}", field
+            )
+    if not found:
+        raise DataError(f"{where}: no file in this archive ends in {_known_suffixes()}")
+
+
+# ---- JSON ----------------------------------------------------------------------------------
+
+
+def _read_json(stream: BinaryIO, where: str, field: str | None) -> Iterator[tuple[str, str]]:
+    """Read an array or one value a line; the first character tells which."""
+    head, stream = _look_ahead(stream)
+    if head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+        for line, record in iter_json_array(stream, where):
+            place = f"{where}:{line}"
+            yield _text_of(record, field, place), place
+        return
+    for number, line_text in _lines(stream, where):
+        if not line_text.strip():
+            continue
+        place = f"{where}:{number}"
+        try:
+            record = json.loads(line_text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"{place}: not JSON ({error})") from None
+        yield _text_of(record, field, place), place
+
+
+def _text_of(record: Any, field: str | None, where: str) -> str:
+    if isinstance(record, str) and field is None:
+        return record
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected an object with a story, found {_shown(record)}")
+    candidates = TEXT_FIELDS if field is None else (field,)
+    for name in candidates:
+        if name in record:
+            text = record[name]
+            if not isinstance(text, str):
+                raise DataError(f"{where}: field {name!r} is {_shown(text)}, expected a string")
+            return text
+    raise DataError(
+        f"{where}: no field {' or '.join(map(repr, candidates))}; this record has "
+        f"{', '.join(map(repr, record)) or 'no fields'}"
+    )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- text ----------------------------------------------------------------------------------
+
+
+def _read_txt(stream: BinaryIO, where: str) -> Iterator[tuple[str, str]]:
+    """Read stories with ``<|endoftext|>`` between them, or else blank lines.
+
+    Where the mark is used, blank lines are paragraphs within a story.
+    """
+    head, stream = _look_ahead(stream)
+    marked = END_OF_TEXT.encode() in head
+    story: list[str] = []
+    begin = 1
+    for number, line in _lines(stream, where):
+        if marked:
+            pieces = line.split(END_OF_TEXT)
+            for piece in pieces[:-1]:
+                story.append(piece)
+                yield "".join(story), f"{where}:{begin}"
+                story, begin = [], number
+            if pieces[-1].strip() and not any(part.strip() for part in story):
+                begin = number
+            story.append(pieces[-1])
+        elif line.strip():
+            if not story:
+                begin = number
+            story.append(line)
+        elif story:
+            yield "".join(story), f"{where}:{begin}"
+            story = []
+    if "".join(story).strip():
+        yield "".join(story), f"{where}:{begin}"
+
+
+def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
+    """Yield ``(number, line)``, decoded one by one so that an error can name the line."""
+    for number, raw in enumerate(stream, start=1):
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{where}:{number}: not UTF-8 ({error.reason})") from None
+        yield number, line.replace("\r\n", "\n")
+
+
+class _Rejoined(io.RawIOBase):
+    """Bytes that have been read already, and then the rest of the stream."""
+
+    def __init__(self, head: bytes, rest: BinaryIO) -> None:
+        self.head = io.BytesIO(head)
+        self.rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.head.read(len(buffer)) or self.rest.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _look_ahead(stream: BinaryIO) -> tuple[bytes, BinaryIO]:
+    """Return the first megabyte, and a stream that still begins with it (a pipe cannot seek)."""
+    head = stream.read(_HEAD_BYTES)
+    return head, io.BufferedReader(_Rejoined(head, stream), _HEAD_BYTES)
+
+
+# ---- parquet and datasets ------------------------------------------------------------------
+
+
+def _read_parquet(stream: BinaryIO, where: str, field: str | None) -> Iterator[tuple[str, str]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{where}: reading parquet needs pyarrow: pip install "pyllama2c[data]"'
+        ) from error
+    with tempfile.TemporaryFile() as unpacked:
+        if not stream.seekable() or isinstance(stream, gzip.GzipFile):
+            while block := stream.read(_HEAD_BYTES):
+                unpacked.write(block)
+            unpacked.seek(0)
+            stream = cast(BinaryIO, unpacked)
+        try:
+            table = pyarrow.parquet.ParquetFile(stream)
+            column = _text_column(table.schema_arrow.names, field, where)
+            row = 0
+            for batch in table.iter_batches(batch_size=1024, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    place = f"{where}: row {row}"
+                    yield _text_of({column: text}, column, place), place
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{where}: not a readable parquet file ({error})") from error
+
+
+def _read_dataset(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{path}: reading a dataset needs datasets: pip install "pyllama2c[data]"'
+        ) from error
+    loaded = datasets.load_from_disk(str(path))  # memory-mapped
+    parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+    for part, table in parts.items():
+        where = f"{path}:{part}" if part else str(path)
+        column = _text_column(table.column_names, field, where)
+        for row, record in enumerate(table.select_columns([column]), start=1):
+            place = f"{where}: row {row}"
+            yield _text_of(record, column, place), place
+
+
+def _text_column(names: list[str], field: str | None, where: str) -> str:
+    for name in TEXT_FIELDS if field is None else (field,):
+        if name in names:
+            return name
+    wanted = repr(field) if field else " or ".join(map(repr, TEXT_FIELDS))
+    raise DataError(f"{where}: no column {wanted}; there are {', '.join(map(repr, names))}")
