@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import tempfile
@@ -48,10 +49,8 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
 
 
 def _same(new: Path, old: Path) -> bool:
-    """Whether a small file is there already with the same content."""
-    if not old.is_file() or old.stat().st_size != new.stat().st_size:
-        return False
-    return new.stat().st_size < 1 << 28 and new.read_bytes() == old.read_bytes()
+    """Whether a file is there already with the same content."""
+    return old.is_file() and filecmp.cmp(new, old, shallow=False)
 
 
 def _umask() -> int:
