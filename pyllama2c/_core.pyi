@@ -18,6 +18,7 @@ __all__: list[str] = [
     "Progress",
     "SamplingParams",
     "Weights",
+    "advance_rng",
     "available_cpus",
     "has_openmp",
     "isa",
@@ -82,6 +83,16 @@ class Weights:
         Pack arrays under llama2.c's names: float32, float16, or bfloat16 as uint16.
         """
     def kv_bytes_per_block(self, kv_type: KvType) -> int: ...
+    def log_probabilities(
+        self,
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        kv_type: KvType,
+        n_threads: typing.SupportsInt | typing.SupportsIndex,
+        chunk: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        float32 (len(tokens) - 1): of each token but the first, given those before it.
+        """
     def logits(
         self,
         tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -111,10 +122,13 @@ class FinishReason:
 
       LENGTH
 
+      DEADLINE
+
       CANCELLED
     """
 
     CANCELLED: typing.ClassVar[FinishReason]
+    DEADLINE: typing.ClassVar[FinishReason]
     LENGTH: typing.ClassVar[FinishReason]
     NONE: typing.ClassVar[FinishReason]
     STOP: typing.ClassVar[FinishReason]
@@ -218,8 +232,6 @@ class Progress:
     @property
     def prefill_seconds(self) -> float: ...
     @property
-    def rng_state(self) -> int: ...
-    @property
     def tokens(self) -> list[int]: ...
 
 class Engine:
@@ -234,21 +246,53 @@ class Engine:
         max_sequences: typing.SupportsInt | typing.SupportsIndex,
         prefill_chunk: typing.SupportsInt | typing.SupportsIndex,
         n_blocks: typing.SupportsInt | typing.SupportsIndex,
+        max_waiting: typing.SupportsInt | typing.SupportsIndex = -1,
     ) -> None: ...
+    def busy(self) -> bool: ...
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def collect(
+        self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
+    ) -> list[Progress]: ...
+    def compute(self, budget: typing.SupportsFloat | typing.SupportsIndex | None) -> list[int]:
+        """
+        Ids of the announced requests that have news.
+        """
+    def consistent(self) -> bool:
+        """
+        Whether no block of the cache is lost or held twice.
+        """
+    def has_work(self) -> bool: ...
+    def stats(self) -> dict[str, typing.Any]: ...
+    def step(self, budget: typing.SupportsFloat | typing.SupportsIndex | None) -> list[Progress]:
+        """
+        News of the announced requests, after at most `budget` seconds.
+        """
     def submit(
         self,
         tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         n_prompt: typing.SupportsInt | typing.SupportsIndex,
         params: SamplingParams,
         priority: typing.SupportsInt | typing.SupportsIndex = 0,
-    ) -> int: ...
+        deadline: typing.SupportsFloat | typing.SupportsIndex | None = None,
+        n_keep: typing.SupportsInt | typing.SupportsIndex = -1,
+        max_unread: typing.SupportsInt | typing.SupportsIndex = 0,
+        announce: bool = False,
+    ) -> int:
+        """
+        deadline: seconds from now. n_keep: -1, or the context slides and keeps so many.
+        """
     def wait(
         self,
         ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         until_finished: bool = False,
     ) -> list[Progress]: ...
+    @property
+    def max_length(self) -> int: ...
 
+def advance_rng(
+    state: typing.SupportsInt | typing.SupportsIndex,
+    draws: typing.SupportsInt | typing.SupportsIndex,
+) -> int: ...
 def available_cpus() -> int:
     """
     CPUs that this process may use: the smaller of its affinity and its container's quota.

@@ -203,6 +203,25 @@ class Model:
             _as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
         )
 
+    def log_probabilities(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """How likely the model finds each of the tokens, given those before it.
+
+        Args:
+            ids: token ids, at most ``config.max_seq_len + 1`` of them; may be empty.
+
+        Returns:
+            float32 array (len(ids) - 1): natural logarithms, those of ``ids[1:]``. Takes no memory
+            for the logits.
+
+        Raises:
+            ArgumentError: a token id is out of range.
+            CapacityError: more ids than the context holds.
+            ClosedError: the model is closed.
+        """
+        return self._weights.log_probabilities(
+            _as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
+        )
+
     def info(self) -> dict[str, Any]:
         """Facts about the loaded model: format, dtype, sizes in bytes, ISA, threads."""
         size = self.path.stat().st_size if self.path.is_file() else None

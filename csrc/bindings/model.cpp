@@ -3,7 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <cstring>
+#include <cmath>
+#include <numeric>
 
 #include "backends/cpu/transformer.h"
 #include "base/error.h"
@@ -90,15 +91,15 @@ ModelTensors tensors_from(const py::dict& config, const py::dict& arrays) {
     return model;
 }
 
-// (len(tokens), vocab_size) float32, computed in chunks in a cache of its own.
-py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
-                              const std::vector<int32_t>& tokens, KvType kv_type, int n_threads,
-                              int chunk) {
+// The first `n_read` of the tokens are going to be read, all of them must exist.
+CpuTransformer transformer_for(const std::shared_ptr<Weights>& weights,
+                               const std::vector<int32_t>& tokens, size_t n_read, KvType kv_type,
+                               int n_threads, int chunk) {
     const ModelConfig& c = weights->config();
-    const int n = static_cast<int>(tokens.size());
+    const int n = static_cast<int>(n_read);
     if (n > c.max_seq_len) {
-        throw CapacityError(
-            text("ids has ", n, " tokens, at most ", c.max_seq_len, " fit the context"));
+        throw CapacityError(text("ids has ", tokens.size(), " tokens, at most ",
+                                 c.max_seq_len + tokens.size() - n_read, " fit the context"));
     }
     for (const int32_t token : tokens) {
         if (token < 0 || token >= c.vocab_size) {
@@ -106,30 +107,67 @@ py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
                 text("ids holds token ", token, ", expected 0 to ", c.vocab_size - 1));
         }
     }
-    py::array_t<float> result(
-        {static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(c.vocab_size)});
-    float* out = result.mutable_data();
-    if (n == 0) return result;
-    const py::gil_scoped_release release;
-    const int n_blocks = (n + kBlockTokens - 1) / kBlockTokens;
-    std::vector<int32_t> blocks(n_blocks);
-    for (int i = 0; i < n_blocks; ++i) blocks[i] = i;
-    CpuTransformer transformer(weights, kv_type, n_threads, std::min(chunk, n), n_blocks);
+    return CpuTransformer(weights, kv_type, n_threads, std::max(1, std::min(chunk, n)),
+                          (n + kBlockTokens - 1) / kBlockTokens);
+}
+
+// Reads n tokens in chunks and calls each(i, logits) for every one of them in turn;
+// logits [padded(vocab_size)] may be overwritten. Without the GIL, which `each` must not need.
+template <typename Each>
+void for_each_logits(CpuTransformer& transformer, const std::vector<int32_t>& tokens, size_t n,
+                     Each each) {
+    const size_t chunk = transformer.max_rows();
+    std::vector<int32_t> blocks(transformer.n_blocks());
+    std::iota(blocks.begin(), blocks.end(), 0);
     SignalCheck interrupted;
-    for (int start = 0; start < n; start += chunk) {
+    for (size_t start = 0; start < n; start += chunk) {
         interrupted();
         Batch batch;
         batch.block_tables.push_back(blocks.data());
-        for (int i = start; i < std::min(n, start + chunk); ++i) {
-            batch.rows.push_back({tokens[i], i, 0});
-            batch.logit_rows.push_back(i - start);
+        for (size_t i = start; i < std::min(n, start + chunk); ++i) {
+            batch.rows.push_back({tokens[i], static_cast<int32_t>(i), 0});
+            batch.logit_rows.push_back(static_cast<int32_t>(i - start));
         }
         transformer.begin(batch);
         transformer.advance(Clock::time_point::max());
-        for (size_t i = 0; i < batch.rows.size(); ++i, out += c.vocab_size) {
-            std::memcpy(out, transformer.logits(static_cast<int>(i)), c.vocab_size * sizeof(float));
+        for (size_t i = 0; i < batch.rows.size(); ++i) {
+            each(start + i, transformer.logits(static_cast<int>(i)));
         }
     }
+}
+
+// (len(tokens), vocab_size) float32
+py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
+                              const std::vector<int32_t>& tokens, KvType kv_type, int n_threads,
+                              int chunk) {
+    const size_t n = tokens.size(), vocab_size = weights->config().vocab_size;
+    CpuTransformer transformer = transformer_for(weights, tokens, n, kv_type, n_threads, chunk);
+    py::array_t<float> result({n, vocab_size});
+    float* out = result.mutable_data();
+    const py::gil_scoped_release release;
+    for_each_logits(transformer, tokens, n, [&](size_t i, const float* logits) {
+        std::copy_n(logits, vocab_size, out + i * vocab_size);
+    });
+    return result;
+}
+
+// (len(tokens) - 1) float32: log p(tokens[i + 1] | tokens[0 .. i])
+py::array_t<float> log_probabilities(const std::shared_ptr<Weights>& weights,
+                                     const std::vector<int32_t>& tokens, KvType kv_type,
+                                     int n_threads, int chunk) {
+    const size_t n = tokens.empty() ? 0 : tokens.size() - 1;
+    CpuTransformer transformer = transformer_for(weights, tokens, n, kv_type, n_threads, chunk);
+    const int vocab_size = weights->config().vocab_size;
+    py::array_t<float> result(static_cast<py::ssize_t>(n));
+    float* out = result.mutable_data();
+    const py::gil_scoped_release release;
+    for_each_logits(transformer, tokens, n, [&](size_t i, float* logits) {
+        // From the likeliest token's probability, which does not underflow.
+        const size_t top = std::max_element(logits, logits + vocab_size) - logits;
+        const double below_top = static_cast<double>(logits[tokens[i + 1]]) - logits[top];
+        transformer.softmax(logits, vocab_size);
+        out[i] = static_cast<float>(below_top + std::log(static_cast<double>(logits[top])));
+    });
     return result;
 }
 
@@ -178,7 +216,10 @@ void register_model(py::module_& m) {
             },
             py::arg("kv_type"))
         .def("logits", &all_logits, py::arg("tokens"), py::arg("kv_type"), py::arg("n_threads"),
-             py::arg("chunk"), "float32 logits (len(tokens), vocab_size).");
+             py::arg("chunk"), "float32 logits (len(tokens), vocab_size).")
+        .def("log_probabilities", &log_probabilities, py::arg("tokens"), py::arg("kv_type"),
+             py::arg("n_threads"), py::arg("chunk"),
+             "float32 (len(tokens) - 1): of each token but the first, given those before it.");
 }
 
 }  // namespace pyllama2c

@@ -17,6 +17,7 @@ from pyllama2c.errors import Pyllama2cError
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "run": ("pyllama2c.cli.run", "run", "Tell a story, or chat (llama2.c's flags)."),
     "info": ("pyllama2c.cli.info", "info", "Show what is in a model file and how it would run."),
+    "eval": ("pyllama2c.cli.eval", "evaluate", "Measure perplexity and bits per character."),
     "data": ("pyllama2c.cli.data", "data", "Prepare and tokenize a training corpus."),
     "tokenizer": ("pyllama2c.cli.tokenizer", "tokenizer", "Train a tokenizer."),
     "train": ("pyllama2c.cli.train", "train", "Train a model."),

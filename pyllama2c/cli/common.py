@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from pyllama2c.model import Model
+    from pyllama2c.model import DType, KvDType, Model
     from pyllama2c.sampling import SamplingParams
     from pyllama2c.tokenizer import Tokenizer
 
@@ -25,14 +25,35 @@ threads_option = click.option(
     "--threads", type=int, help="Threads to compute with.  [default: the CPUs there are]"
 )
 
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "int8", "int4"]),
+    default="auto",
+    show_default=True,
+    help="How to keep the weights; auto keeps what the file stores.",
+)
+kv_dtype_option = click.option(
+    "--kv-dtype",
+    type=click.Choice(["float32", "float16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="How to keep keys and values.",
+)
 
-def open_model(path: Path | None, tokenizer: Path | None, threads: int | None) -> Model:
+
+def open_model(
+    path: Path | None,
+    tokenizer: Path | None,
+    threads: int | None,
+    dtype: DType = "auto",
+    kv_dtype: KvDType = "float32",
+) -> Model:
     """Load the model that the command line names."""
     from pyllama2c.model import Model
 
     if path is None:
         raise click.UsageError("Missing argument 'MODEL': a llama2.c checkpoint or a directory.")
-    return Model(path, tokenizer=tokenizer, n_threads=threads)
+    return Model(path, tokenizer=tokenizer, n_threads=threads, dtype=dtype, kv_dtype=kv_dtype)
 
 
 def tokenizer_of(model: Model) -> Tokenizer:
