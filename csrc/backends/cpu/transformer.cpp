@@ -259,8 +259,8 @@ void CpuTransformer::fill_rotary_tables(int positions) {
     for (; rotary_filled_ < positions; ++rotary_filled_) {
         const size_t start = static_cast<size_t>(rotary_filled_) * head_size_;
         for (int i = 0; i < head_size_; i += 2) {
-            const double frequency = std::pow(config().rope_theta,
-                                              -i / static_cast<double>(head_size_));
+            const double frequency =
+                std::pow(config().rope_theta, -i / static_cast<double>(head_size_));
             const double angle = rotary_filled_ * frequency;
             const float c = static_cast<float>(std::cos(angle));
             const float s = static_cast<float>(std::sin(angle));
