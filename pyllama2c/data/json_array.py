@@ -55,12 +55,13 @@ class _ArrayReader:
                 element = self.element()
                 yield element
                 after = self.next_char()
+                if not after:
+                    raise self.error("the file ends in the middle of the array")
+                if after not in ",]":
+                    raise self.error("expected ',' or ']' after an element of the array")
                 self.position += 1
                 if after == "]":
                     break
-                if after != ",":
-                    self.position -= 1
-                    raise self.error("expected ',' or ']' after an element of the array")
         if self.next_char():
             raise self.error("text after the end of the array")
 
@@ -84,8 +85,8 @@ class _ArrayReader:
                     ) from None
                 self.read_more()
                 continue
-            # A number at the very end of the text may go on in the next chunk.
-            if end == len(self.text) and not self.ended:
+            # What has been read of a number may itself be one: 1 of 12, 1.5 of 1.5e+3.
+            if not self.ended and end >= len(self.text) - 2:
                 self.read_more()
                 continue
             line = self.current_line()
