@@ -73,9 +73,11 @@ def save_checkpoint(
     shutil.rmtree(run / name, ignore_errors=True)  # of a run that was resumed from further back
     partial.rename(run / name)
     fsync_directory(run)
-    _point(run / "last", name)
+    # Whoever is killed between the two goes on from the former last and comes here again; the
+    # other way round, the best would be lost.
     if best:
         _point(run / "best", name)
+    _point(run / "last", name)
     _drop_others(run)
     return run / name
 
