@@ -1,6 +1,10 @@
 #include "base/cpu_info.h"
 
 #include <sched.h>
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -20,6 +24,8 @@ std::vector<std::string> supported_isas() {
         isas.push_back("avx512");
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back("avx2");
+#elif defined(__aarch64__)
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) isas.push_back("neon");
 #endif
     isas.push_back("scalar");
     return isas;

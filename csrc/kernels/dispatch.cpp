@@ -13,6 +13,8 @@ const KernelTable* find_kernels(const char* isa) {
 #if defined(__x86_64__)
         &avx512_kernels,
         &avx2_kernels,
+#elif defined(__aarch64__)
+        &neon_kernels,
 #endif
         &scalar_kernels,
     };

@@ -202,7 +202,7 @@ void kv_store(const float* x, int head_size, int slot, char* elements, int n, In
         if (type == KvType::kFloat16)
             reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
         if (type == KvType::kInt8) {
-            elements[i] = static_cast<char>(x[d] * inverse + kRoundMagic - kRoundMagic);
+            elements[i] = static_cast<int8_t>(x[d] * inverse + kRoundMagic - kRoundMagic);
         }
     }
     if (type == KvType::kInt8) reinterpret_cast<float*>(elements + n)[slot] = most / 127.0f;

@@ -1,10 +1,11 @@
-// The kernels once, over a vector of 16 floats; avx2.cpp and avx512.cpp define that vector and
-// include this file. Everything is in their anonymous namespaces and uses no library code: an
-// inline function shared between translation units that are compiled for different CPUs could
-// otherwise be linked in its widest form into code that runs on the narrowest.
+// The kernels once, over a vector of 16 floats; avx2.cpp, avx512.cpp and neon.cpp define that
+// vector and include this file. Everything is in their anonymous namespaces and uses no library
+// code: an inline function shared between translation units that are compiled for different CPUs
+// could otherwise be linked in its widest form into code that runs on the narrowest.
 //
-// The including file defines, for `struct Vec` (16 float lanes):
-//   load store set1 zero  add sub mul div min max  fma(a, b, c) = a * b + c
+// A new instruction set is one such file, a line each in cpu_info.cpp, dispatch.cpp, kernels.h and
+// CMakeLists.txt, and no change here. It defines, for `struct Vec` (16 float lanes):
+//   load store set1 zero  add sub mul div min max  fma(a, b, c) = a * b + c, rounded once
 //   swap_pairs     lanes (0 1 2 3 ...) -> (1 0 3 2 ...)
 //   power_of_two   2^n from the float n + kRoundMagic
 //   keep_above(x, limit, y)  y where x >= limit, else 0 (also where x is NaN)
@@ -15,10 +16,12 @@
 // and for whole numbers: `Ints` (16 int32 lanes), `Bytes` (16 lanes of 4 weights), `Quad` (4
 // activations for all lanes):
 //   set1_int add_int sum_int to_float  load_bytes load_nibbles set1_quad
-//   dot(sums, weights, quad) adds 4 products in each lane, with weights kBias8 or kBias4 too large
-//   round_to_bytes(x, q)     stores the rounded lanes as int8 and returns them
+//   dot(sums, weights, quad) adds 4 products in each lane, exactly, with weights that are kBias8
+//                            (load_bytes) or kBias4 (load_nibbles) too large
+//   round_to_bytes(x, q)     stores the lanes, rounded with ties to even, as int8; returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
-// float weights, kRowPanelsQ, kTileRowsQ for quantized ones, kValuePanels in attention.
+// float weights, kRowPanelsQ, kTileRowsQ for int8, kTilePanelsQ4, kTileRowsQ4 for int4,
+// kValuePanels in attention.
 
 Vec exp_vec(Vec x) {
     const Vec clamped = min(x, set1(kExpMax));
