@@ -25,7 +25,7 @@ class ModelConfig:
             (``n_heads`` of them: multi-head, 1: multi-query, between: grouped-query attention).
         vocab_size: number of tokens.
         max_seq_len: longest context, in tokens.
-        rope_theta: base of the rotary position embedding's frequencies.
+        rope_theta: base of the rotary position embedding's frequencies; at least 1.
         norm_eps: what RMSNorm adds to the mean square before the root.
         tied_embeddings: the classifier is the embedding table itself.
 
@@ -58,6 +58,8 @@ class ModelConfig:
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not bool:
                 raise ArgumentError(f"{field.name} is {value!r}, expected true or false")
+        if self.rope_theta < 1:
+            raise ArgumentError(f"rope_theta is {self.rope_theta}, expected a number from 1 on")
         if self.dim % self.n_heads:
             raise ArgumentError(
                 f"n_heads is {self.n_heads}, expected a divisor of dim, which is {self.dim}"

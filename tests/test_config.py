@@ -52,6 +52,7 @@ def test_n_params_of_the_reference_model() -> None:
         ("vocab_size", -100),
         ("n_layers", "2"),
         ("rope_theta", 0.0),
+        ("rope_theta", 0.999),
         ("rope_theta", math.inf),
         ("norm_eps", math.nan),
         ("norm_eps", None),

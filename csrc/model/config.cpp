@@ -37,8 +37,8 @@ void ModelConfig::validate() const {
         throw CheckpointError(
             text("n_heads is ", n_heads, ", expected a multiple of n_kv_heads = ", n_kv_heads));
     }
-    if (!(rope_theta > 0) || !std::isfinite(rope_theta)) {
-        throw CheckpointError(text("rope_theta is ", rope_theta, ", expected a positive number"));
+    if (!(rope_theta >= 1) || !std::isfinite(rope_theta)) {
+        throw CheckpointError(text("rope_theta is ", rope_theta, ", expected a number from 1 on"));
     }
     if (!(norm_eps >= 0) || !std::isfinite(norm_eps)) {
         throw CheckpointError(text("norm_eps is ", norm_eps, ", expected 0 or a positive number"));

@@ -41,6 +41,7 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
       logits_stride_(padded(config().vocab_size)),
       q_stride_(std::max(dim_, hidden_)),
       q_groups_(most_groups(*weights_)),
+      rotary_(config().rope_theta, head_size_, config().max_seq_len),
       scores_(n_threads) {
     const size_t rows = max_rows;
     x_ = Buffer<float>(rows * dim_);
@@ -55,9 +56,6 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
         q_scales_ = Buffer<float>(rows * q_groups_);
         q_sums_ = Buffer<int32_t>(rows * q_groups_);
     }
-    const size_t angles = static_cast<size_t>(config().max_seq_len) * head_size_;
-    cos_ = Buffer<float>(angles);
-    sin_ = Buffer<float>(angles);
     for (Buffer<float>& scores : scores_) scores = Buffer<float>(padded(config().max_seq_len));
 }
 
@@ -66,7 +64,7 @@ void CpuTransformer::begin(const Batch& batch) {
     layer_ = 0;
     int last = 0;
     for (const Row& row : batch.rows) last = std::max(last, row.position);
-    fill_rotary_tables(last + 1);
+    rotary_.fill(last + 1);
 }
 
 bool CpuTransformer::advance(Clock::time_point deadline) {
@@ -176,11 +174,10 @@ void CpuTransformer::store_keys_and_values(Team& team, int layer) {
     for (int item = begin; item < end; ++item) {
         const int r = item / n_kv_heads_, head = item % n_kv_heads_;
         const Row& row = batch_->rows[r];
-        const size_t angle = static_cast<size_t>(row.position) * head_size_;
         float* k =
             qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
         const float* v = k + n_kv_heads_ * head_size_;
-        kernels_.rope(k, cos_.data() + angle, sin_.data() + angle, head_size_);
+        kernels_.rope(k, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
         const int block = batch_->block_tables[row.sequence][row.position / kBlockTokens];
         const int slot = row.position % kBlockTokens;
         const size_t offset = block * kv_.block_bytes();
@@ -200,9 +197,8 @@ void CpuTransformer::attend(Team& team, int layer) {
     for (int item = begin; item < end; ++item) {
         const int r = item / n_heads_, head = item % n_heads_;
         const Row& row = batch_->rows[r];
-        const size_t angle = static_cast<size_t>(row.position) * head_size_;
         float* q = qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + head * head_size_;
-        kernels_.rope(q, cos_.data() + angle, sin_.data() + angle, head_size_);
+        kernels_.rope(q, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
         const int kv_head = head / (n_heads_ / n_kv_heads_);
         a.q = q;
         a.k_base = kv_.keys(layer, kv_head);
@@ -251,24 +247,6 @@ void CpuTransformer::classify(Team& team) {
     team.barrier();
     multiply(team.share(w.panels), w, normed_.data(), dim_, rows, logits_.data(), logits_stride_,
              false);
-}
-
-// cos and sin of position / theta^(2i / head_size) in the layout of KernelTable::rope, computed in
-// double: every CPU gets the same tables.
-void CpuTransformer::fill_rotary_tables(int positions) {
-    for (; rotary_filled_ < positions; ++rotary_filled_) {
-        const size_t start = static_cast<size_t>(rotary_filled_) * head_size_;
-        for (int i = 0; i < head_size_; i += 2) {
-            const double frequency =
-                std::pow(config().rope_theta, -i / static_cast<double>(head_size_));
-            const double angle = rotary_filled_ * frequency;
-            const float c = static_cast<float>(std::cos(angle));
-            const float s = static_cast<float>(std::sin(angle));
-            cos_[start + i] = cos_[start + i + 1] = c;
-            sin_[start + i] = -s;
-            sin_[start + i + 1] = s;
-        }
-    }
 }
 
 // A second thread costs a few microseconds of barriers per layer; a layer must be worth more.

@@ -6,6 +6,7 @@
 
 #include "backends/backend.h"
 #include "backends/cpu/kv_cache.h"
+#include "backends/rotary.h"
 #include "base/buffer.h"
 #include "base/parallel.h"
 #include "kernels/kernels.h"
@@ -41,7 +42,6 @@ class CpuTransformer : public Backend {
     void quantize(std::pair<int, int> rows, const Matrix& w, const float* x, size_t x_stride);
     void multiply(std::pair<int, int> panels, const Matrix& w, const float* x, size_t x_stride,
                   int rows, float* y, size_t y_stride, bool accumulate) const;
-    void fill_rotary_tables(int positions);
     int useful_threads(int rows) const;
 
     std::shared_ptr<const Weights> weights_;
@@ -68,12 +68,11 @@ class CpuTransformer : public Backend {
     Buffer<float> logits_;    // [rows][logits_stride_]
     // The input of the next product as int8, when its weights are quantized.
     const int q_stride_;
-    const int q_groups_;       // the most of any matrix
-    Buffer<int8_t> q_;         // [rows][q_stride_]
-    Buffer<float> q_scales_;   // [rows][groups of the matrix]
-    Buffer<int32_t> q_sums_;   // [rows][groups of the matrix]
-    Buffer<float> cos_, sin_;  // [max_seq_len][head_size], filled as far as positions were used
-    int rotary_filled_ = 0;
+    const int q_groups_;                 // the most of any matrix
+    Buffer<int8_t> q_;                   // [rows][q_stride_]
+    Buffer<float> q_scales_;             // [rows][groups of the matrix]
+    Buffer<int32_t> q_sums_;             // [rows][groups of the matrix]
+    RotaryTables rotary_;                // filled as far as positions were used
     std::vector<Buffer<float>> scores_;  // per thread [padded(max_seq_len)]
 
     // The pass in progress.
