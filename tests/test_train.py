@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from models import CONFIGS, random_tensors
 from reference import forward
-from training import MODEL, make_data, make_run
+from training import MODEL, curve, make_data, make_run
 
 from pyllama2c import Model
 from pyllama2c.data.tokens import TokenInfo
@@ -32,15 +32,6 @@ from pyllama2c.train.trainer import train  # noqa: E402
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     return make_data(tmp_path_factory.mktemp("data"))
-
-
-def losses(run: Path) -> list[dict[str, float]]:
-    """The records of a run without what the clock decides."""
-    clock = ("tokens_per_s", "mfu")
-    return [
-        {k: v for k, v in record.items() if k not in clock}
-        for record in read_metrics(run / "metrics.jsonl")
-    ]
 
 
 # ---- the model -----------------------------------------------------------------------------
@@ -201,7 +192,7 @@ def test_going_on_is_bit_for_bit(whole: tuple[RunConfig, Path], tmp_path: Path, 
         with pytest.raises(Stopped):
             train(config, other)
     train(config, other, resume=True)
-    assert losses(other) == losses(out)
+    assert curve(other) == curve(out)
     weights = [(run / "last" / "model.safetensors").read_bytes() for run in (out, other)]
     assert weights[0] == weights[1]
 
@@ -210,7 +201,7 @@ def test_gradient_accumulation_is_a_larger_batch(data: DataConfig, tmp_path: Pat
     for passes in (1, 4):
         config = make_run(data, dropout=0.0, batch_size=8 // passes, grad_accumulation=passes)
         train(config, tmp_path / str(passes))
-    one, four = losses(tmp_path / "1"), losses(tmp_path / "4")
+    one, four = curve(tmp_path / "1"), curve(tmp_path / "4")
     for name in ("loss", "grad_norm"):
         pairs = [(a[name], b[name]) for a, b in zip(one, four, strict=True) if name in a]
         assert len(pairs) == 12
@@ -219,8 +210,8 @@ def test_gradient_accumulation_is_a_larger_batch(data: DataConfig, tmp_path: Pat
 
 def test_bfloat16_learns_too(data: DataConfig, tmp_path: Path) -> None:
     train(make_run(data, dtype="bfloat16", max_steps=40), tmp_path)
-    curve = [r["loss"] for r in losses(tmp_path) if "loss" in r]
-    assert curve[-1] < 0.6 * curve[0]
+    loss = [r["loss"] for r in curve(tmp_path) if "loss" in r]
+    assert loss[-1] < 0.6 * loss[0]
 
 
 def test_where_compiling_fails_it_says_so_and_goes_on(
@@ -236,7 +227,7 @@ def test_where_compiling_fails_it_says_so_and_goes_on(
     config = dataclasses.replace(whole[0], train=dataclasses.replace(whole[0].train, compile=True))
     with pytest.warns(UserWarning, match="torch.compile does not work here: no C\\+\\+ compiler"):
         train(config, tmp_path)
-    assert losses(tmp_path) == losses(whole[1])
+    assert curve(tmp_path) == curve(whole[1])
 
 
 def test_a_loss_that_is_no_number_ends_the_run(data: DataConfig, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pyllama2c.data.readers import Story
 from pyllama2c.data.tokenize import tokenize
 from pyllama2c.data.tokenizer import TokenizerConfig, train_tokenizer, write_tokenizer
 from pyllama2c.train.config import DataConfig, RunConfig, TrainConfig
+from pyllama2c.train.metrics import read_metrics
 
 VOCAB_SIZE = 400
 # Grouped-query attention, and a hidden size that no group of int8 weights divides.
@@ -68,3 +69,10 @@ def make_run(data: DataConfig, model: ModelConfig = MODEL, **settings: Any) -> R
         threads=1,
     )
     return RunConfig(model, data, replace(train, **settings))
+
+
+def curve(run: Path) -> list[dict[str, float]]:
+    """The records of a run without what the clock decides."""
+    clock = ("tokens_per_s", "mfu")
+    records = read_metrics(run / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in clock} for record in records]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import click
@@ -39,7 +40,8 @@ def train(config: str, overrides: tuple[str, ...], out: Path | None, resume: boo
     result = train_model(
         loaded, out or Path("runs") / Path(config).stem, resume=resume, progress=True
     )
-    click.echo(
-        f"{result.run}: {result.steps:,} steps, validation loss {result.val_loss:.4f}, "
-        f"best {result.best_val_loss:.4f}"
-    )
+    if os.environ.get("RANK", "0") == "0":  # of the processes that torchrun started
+        click.echo(
+            f"{result.run}: {result.steps:,} steps, validation loss {result.val_loss:.4f}, "
+            f"best {result.best_val_loss:.4f}"
+        )

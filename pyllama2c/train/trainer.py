@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,7 +245,7 @@ class _Trainer:
                 evaluated = self.step % settings.eval_interval == 0 or done
                 every = settings.checkpoint_interval
                 if evaluated:
-                    self.look(metrics, bar.write)
+                    self.look(metrics, partial(bar.write, file=sys.stderr))
                 elif every and self.step % every == 0:
                     self.save(best=False)
                 else:
