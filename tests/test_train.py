@@ -186,9 +186,9 @@ def test_going_on_is_bit_for_bit(whole: tuple[RunConfig, Path], tmp_path: Path, 
 
     from pyllama2c.train import trainer
 
-    log = trainer._Trainer.log
+    log = trainer.Trainer.log
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer._Trainer, "log", stopping)
+        patch.setattr(trainer.Trainer, "log", stopping)
         with pytest.raises(Stopped):
             train(config, other)
     train(config, other, resume=True)

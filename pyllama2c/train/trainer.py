@@ -64,12 +64,21 @@ def train(
         raise ArgumentError(f"{out} holds a run already; resume it or choose another directory")
     device = open_device(config.train)
     try:
-        return _Trainer(config, out, device, progress).run()
+        return Trainer(config, out, device, progress).run()
     finally:
         close_device(device)
 
 
-class _Trainer:
+class Trainer:
+    """A run that can be taken step by step; `train` takes all of them.
+
+    Args:
+        config: what to do.
+        out: the directory of the run, whose ``last`` checkpoint is gone on from if it is there.
+        device: where, see `open_device`.
+        progress: see `train`.
+    """
+
     def __init__(self, config: RunConfig, out: Path, device: Device, progress: bool) -> None:
         self.config = config
         self.settings = config.train
