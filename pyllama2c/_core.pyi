@@ -14,6 +14,8 @@ import numpy.typing
 __all__: list[str] = [
     "Engine",
     "FinishReason",
+    "HISTOGRAM_FIRST_SECONDS",
+    "HISTOGRAM_PER_OCTAVE",
     "KvType",
     "Progress",
     "SamplingParams",
@@ -22,6 +24,7 @@ __all__: list[str] = [
     "available_cpus",
     "has_openmp",
     "isa",
+    "leak",
     "supported_isas",
 ]
 
@@ -82,17 +85,11 @@ class Weights:
         """
         Pack arrays under llama2.c's names: float32, float16, or bfloat16 as uint16.
         """
+    def fingerprint(self) -> int:
+        """
+        A 64-bit hash of config and weights.
+        """
     def kv_bytes_per_block(self, kv_type: KvType) -> int: ...
-    def log_probabilities(
-        self,
-        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
-        kv_type: KvType,
-        n_threads: typing.SupportsInt | typing.SupportsIndex,
-        chunk: typing.SupportsInt | typing.SupportsIndex,
-    ) -> numpy.typing.NDArray[numpy.float32]:
-        """
-        float32 (len(tokens) - 1): of each token but the first, given those before it.
-        """
     def logits(
         self,
         tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
@@ -253,9 +250,9 @@ class Engine:
     def collect(
         self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
     ) -> list[Progress]: ...
-    def compute(self, budget: typing.SupportsFloat | typing.SupportsIndex | None) -> list[int]:
+    def compute(self, at_least: typing.SupportsFloat | typing.SupportsIndex) -> list[int]:
         """
-        Ids of the announced requests that have news.
+        Ids of the announced requests that have news, after whole passes for so many seconds.
         """
     def consistent(self) -> bool:
         """
@@ -308,7 +305,15 @@ def isa() -> str:
     The instruction set that new models will use.
     """
 
+def leak(object: typing.Any) -> None:
+    """
+    Never destroy an object. In a forked process, one whose locks others have taken along.
+    """
+
 def supported_isas() -> list[str]:
     """
     Instruction sets of this CPU, best first.
     """
+
+HISTOGRAM_FIRST_SECONDS: float = 1e-05
+HISTOGRAM_PER_OCTAVE: float = 4.0

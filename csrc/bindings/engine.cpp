@@ -134,12 +134,12 @@ void register_engine(py::module_& m) {
             py::arg("budget"), "News of the announced requests, after at most `budget` seconds.")
         .def(
             "compute",
-            [](Engine& engine, std::optional<double> budget) {
-                return within(budget, [&](auto deadline, const Engine::Interrupted& interrupted) {
-                    return engine.compute(deadline, interrupted);
-                });
+            [](Engine& engine, double at_least) {
+                const py::gil_scoped_release release;
+                return engine.compute(after(at_least), [] {});
             },
-            py::arg("budget"), "Ids of the announced requests that have news.")
+            py::arg("at_least"),
+            "Ids of the announced requests that have news, after whole passes for so many seconds.")
         .def("collect", &Engine::collect, py::arg("ids"), py::call_guard<py::gil_scoped_release>())
         .def("has_work", &Engine::has_work, py::call_guard<py::gil_scoped_release>())
         .def("busy", &Engine::busy)
@@ -156,6 +156,12 @@ void register_engine(py::module_& m) {
              "Whether no block of the cache is lost or held twice.")
         .def_property_readonly("max_length", &Engine::max_length);
 
+    m.attr("HISTOGRAM_FIRST_SECONDS") = Histogram::kFirst;
+    m.attr("HISTOGRAM_PER_OCTAVE") = Histogram::kPerOctave;
+
+    m.def(
+        "leak", [](py::object object) { object.release(); }, py::arg("object"),
+        "Never destroy an object. In a forked process, one whose locks others have taken along.");
     m.def("advance_rng", &advance_rng, py::arg("state"), py::arg("draws"));
 }
 

@@ -11,6 +11,7 @@
 #include "bindings/bindings.h"
 #include "bindings/signals.h"
 #include "model/checkpoint.h"
+#include "model/fingerprint.h"
 #include "model/weights.h"
 
 namespace py = pybind11;
@@ -215,6 +216,9 @@ void register_model(py::module_& m) {
                 return KvCache::bytes_per_block(w.config(), type);
             },
             py::arg("kv_type"))
+        .def(
+            "fingerprint", [](const Weights& w) { return fingerprint(w); },
+            py::call_guard<py::gil_scoped_release>(), "A 64-bit hash of config and weights.")
         .def("logits", &all_logits, py::arg("tokens"), py::arg("kv_type"), py::arg("n_threads"),
              py::arg("chunk"), "float32 logits (len(tokens), vocab_size).")
         .def("log_probabilities", &log_probabilities, py::arg("tokens"), py::arg("kv_type"),

@@ -137,9 +137,11 @@ std::vector<Progress> Engine::wait(const std::vector<uint64_t>& ids, bool until_
     }
 }
 
-std::vector<uint64_t> Engine::compute(Clock::time_point deadline, const Interrupted& interrupted) {
+std::vector<uint64_t> Engine::compute(Clock::time_point until, const Interrupted& interrupted) {
     Lock lock(mutex_);
-    compute_until(lock, deadline, interrupted);
+    while (compute_some(lock, kNever, interrupted) &&
+           (!scheduled_.empty() || Clock::now() < until)) {
+    }
     return std::exchange(announced_, {});
 }
 

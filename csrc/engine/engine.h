@@ -69,11 +69,13 @@ class Engine {
                                const Interrupted& interrupted);
 
     // Computes until the deadline, or until there is nothing to do, as many passes as fit, and
-    // returns the requests with news among those that are announced. A pass that the deadline cuts
-    // short goes on in the next call; at least one layer is computed unless the deadline is over.
-    std::vector<uint64_t> compute(Clock::time_point deadline, const Interrupted& interrupted);
-    // The same, and fetches the news. Without a deadline (time_point::max) it is one whole pass.
+    // fetches the news of the requests that are announced. A pass that the deadline cuts short goes
+    // on in the next call; at least one layer is computed unless the deadline is over. Without a
+    // deadline (time_point::max) it is one whole pass.
     std::vector<Progress> step(Clock::time_point deadline, const Interrupted& interrupted);
+    // Computes whole passes, those that begin before `until` but at least one, and returns which of
+    // the requests that are announced have news.
+    std::vector<uint64_t> compute(Clock::time_point until, const Interrupted& interrupted);
     // The news of some requests, those that have any; computes nothing.
     std::vector<Progress> collect(const std::vector<uint64_t>& ids);
 
