@@ -279,3 +279,14 @@ def _found(path: Path, vocab_size: int | None) -> str:
 def test_a_model_called_tok_is_not_its_own_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tok.bin").write_bytes(bytes(100))
     assert find_tokenizer(tmp_path / "tok.bin") is None
+
+
+@pytest.mark.parametrize("recipe", [*vocabularies.RECIPES, *vocabularies.MODEL_ONLY])
+def test_a_continuation_is_glued_to_what_comes_before(recipe: str) -> None:
+    tokenizer = Tokenizer(vocabularies.train(recipe))
+    ids = tokenizer.encode("Once upon")
+    for text in (" there", "was", "小兔子", "  a ", "", " "):
+        ids += tokenizer.encode_continuation(text)
+    assert tokenizer.decode(ids) == "Once upon therewas小兔子  a  "
+    with pytest.raises(ArgumentError, match="surrogate"):
+        tokenizer.encode_continuation("\ud800")

@@ -5,11 +5,20 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pyllama2c.errors import ArgumentError, TokenizerError
 from pyllama2c.tokenizer import llama2c_bin, tokenizer_json
-from pyllama2c.tokenizer.model_proto import DecodingSettings
+from pyllama2c.tokenizer.model_proto import (
+    ADD_DUMMY_PREFIX,
+    NORMALIZER_SPEC,
+    REMOVE_EXTRA_WHITESPACES,
+    DecodingSettings,
+    bytes_field,
+    int_field,
+)
 
 MAX_FILE_SIZE = 256 << 20  # far beyond any vocabulary; a file larger than this is something else
 _SPACE = "\u2581"  # ▁, SentencePiece's visible space
@@ -93,21 +102,31 @@ class Tokenizer:
         has one. Special pieces are never read from the text: "<s>" is three characters.
         Raises ArgumentError if the text holds a lone surrogate, which no encoding can express.
         """
-        if not isinstance(text, str):
-            raise ArgumentError(f"text is {text!r}, expected a str")
-        try:
-            data = text.encode()
-        except UnicodeEncodeError as error:
-            raise ArgumentError(
-                f"text has a lone surrogate ({text[error.start]!r}) at position {error.start}, "
-                "expected valid Unicode"
-            ) from None
-        ids: list[int] = self._processor.encode(data)
+        ids: list[int] = self._processor.encode(_utf8(text))
         if bos and self.bos_id >= 0:
             ids.insert(0, self.bos_id)
         if eos and self.eos_id >= 0:
             ids.append(self.eos_id)
         return ids
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """The ids of a text that goes on where another one ends: no BOS, and no space in between.
+
+        (SentencePiece's encoder puts a space before whatever it is given.) Spaces are kept as they
+        are. Raises ArgumentError as `encode` does.
+        """
+        ids: list[int] = self._continuation_processor.encode(_utf8(text))
+        return ids
+
+    @cached_property
+    def _continuation_processor(self) -> Any:
+        from sentencepiece import SentencePieceProcessor
+
+        # Where a message has a field twice, protobuf merges the two.
+        plain = int_field(ADD_DUMMY_PREFIX, 0) + int_field(REMOVE_EXTRA_WHITESPACES, 0)
+        processor = SentencePieceProcessor()
+        processor.LoadFromSerializedProto(self.serialized + bytes_field(NORMALIZER_SPEC, plain))
+        return processor
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, as SentencePiece decodes them. BOS and EOS are invisible.
@@ -178,3 +197,15 @@ class Tokenizer:
                 f"token id is {index}, expected 0 to {self.vocab_size - 1} (the vocabulary)"
             )
         return index
+
+
+def _utf8(text: str) -> bytes:
+    if not isinstance(text, str):
+        raise ArgumentError(f"text is {text!r}, expected a str")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"text has a lone surrogate ({text[error.start]!r}) at position {error.start}, "
+            "expected valid Unicode"
+        ) from None
