@@ -1,13 +1,19 @@
 """Run tiny llama2.c-style Llama models inside your own Python process."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pyllama2c.config import ModelConfig
 from pyllama2c.errors import (
     ArgumentError,
+    BusyError,
     CapacityError,
     CheckpointError,
     ClosedError,
     MissingExtraError,
+    Overloaded,
     Pyllama2cError,
+    RestoreError,
     TokenizerError,
 )
 from pyllama2c.model import Model
@@ -15,24 +21,59 @@ from pyllama2c.outputs import Chunk, Completion, Timings, Usage
 from pyllama2c.sampling import SamplingParams
 from pyllama2c.tokenizer import Detokenizer, Tokenizer
 
+if TYPE_CHECKING:
+    from pyllama2c.engine import Engine
+    from pyllama2c.requests import Event, Request
+    from pyllama2c.session import Prefix, Session, Turn
+    from pyllama2c.stats import EngineStats, Histogram
+
 __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "BusyError",
     "CapacityError",
     "CheckpointError",
     "Chunk",
     "ClosedError",
     "Completion",
     "Detokenizer",
+    "Engine",
+    "EngineStats",
+    "Event",
+    "Histogram",
     "MissingExtraError",
     "Model",
     "ModelConfig",
+    "Overloaded",
+    "Prefix",
     "Pyllama2cError",
+    "Request",
+    "RestoreError",
     "SamplingParams",
+    "Session",
     "Timings",
     "Tokenizer",
     "TokenizerError",
+    "Turn",
     "Usage",
     "__version__",
 ]
+
+# Imported when they are first used, so that whoever only wants a Model does not wait for them.
+_LAZY = {
+    "Engine": "engine",
+    "EngineStats": "stats",
+    "Event": "requests",
+    "Histogram": "stats",
+    "Prefix": "session",
+    "Request": "requests",
+    "Session": "session",
+    "Turn": "session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LAZY[name]}"), name)

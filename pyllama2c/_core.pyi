@@ -90,6 +90,16 @@ class Weights:
         A 64-bit hash of config and weights.
         """
     def kv_bytes_per_block(self, kv_type: KvType) -> int: ...
+    def log_probabilities(
+        self,
+        tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        kv_type: KvType,
+        n_threads: typing.SupportsInt | typing.SupportsIndex,
+        chunk: typing.SupportsInt | typing.SupportsIndex,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        float32 (len(tokens) - 1): of each token but the first, given those before it.
+        """
     def logits(
         self,
         tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],

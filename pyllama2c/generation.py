@@ -142,7 +142,7 @@ class Generation:
         text, ids = self.text, self.ids
         if finish == "deadline" and self._on_deadline is not None:
             text = self._on_deadline(text)
-            ids = self._ids_within(text)
+            ids = self.ids[: self._within(text)[0]]
         ended_by_token = progress.finish == _core.FinishReason.STOP and finish == "stop"
         n_tokens = len(self.ids) + (ended_by_token and not self._matched)
         decode = progress.decode_seconds
@@ -162,17 +162,30 @@ class Generation:
     def _matched(self) -> bool:
         return self._matcher is not None and self._matcher.matched is not None
 
-    def _ids_within(self, text: str) -> list[int]:
-        """The leading ids whose text is within `text`; none if they say something else."""
+    def spoken_ids(self) -> list[int]:
+        """Ids that say what the completion says: `ids`, but for what was cut off or replaced."""
+        completion = self.completion
+        if completion is None or self._tokenizer is None:
+            return self.ids
+        if completion.text == self.text and not self._matched:
+            return self.ids
+        n_ids, n_characters = self._within(completion.text)
+        rest = completion.text[n_characters:]
+        return self.ids[:n_ids] + self._tokenizer.encode_continuation(rest)
+
+    def _within(self, text: str) -> tuple[int, int]:
+        """How many leading ids `text` begins with, and how many characters of it they make."""
         if self._tokenizer is None or not self.text.startswith(text):
-            return []
+            return 0, 0
         detokenizer = Detokenizer(self._tokenizer, self.prompt_ids)
-        length = 0
-        for n, token in enumerate(self.ids):
+        n_ids = n_characters = length = 0
+        for n, token in enumerate(self.ids, start=1):
             length += len(detokenizer.push(token))
             if length > len(text):
-                return self.ids[:n]
-        return self.ids
+                break
+            if len(detokenizer.state()) == 1:  # not in the middle of a character
+                n_ids, n_characters = n, length
+        return n_ids, n_characters
 
 
 def _core_params(

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import operator
 import os
-import re
-from collections.abc import Generator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from pyllama2c import _core
+from pyllama2c import _core, forking
+from pyllama2c.arguments import (
+    Prompt,
+    as_ids,
+    as_one,
+    as_params,
+    as_prompts,
+    merged_params,
+    parse_bytes,
+    parse_kv_type,
+    positive,
+)
 from pyllama2c.config import ModelConfig
 from pyllama2c.errors import ArgumentError, ClosedError, TokenizerError
 from pyllama2c.generation import DEFAULT_BOS_ID, Generation
@@ -21,7 +32,9 @@ from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.sampling import SamplingParams
 from pyllama2c.tokenizer import Tokenizer, find_tokenizer
 
-Prompt = str | Sequence[int]
+if TYPE_CHECKING:
+    from pyllama2c.engine import Engine
+
 PathLike = str | os.PathLike[str]
 DType = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 KvDType = Literal["float32", "float16", "int8"]
@@ -73,27 +86,31 @@ class Model:
     ) -> None:
         self.path = Path(path)
         self._n_threads = (
-            _core.available_cpus() if n_threads is None else _positive("n_threads", n_threads, 1024)
+            _core.available_cpus() if n_threads is None else positive("n_threads", n_threads, 1024)
         )
-        self._prefill_chunk = _positive("prefill_chunk", prefill_chunk, 1 << 20)
-        max_sequences = _positive("max_sequences", max_sequences, 1 << 16)
+        self._prefill_chunk = positive("prefill_chunk", prefill_chunk, 1 << 20)
+        max_sequences = positive("max_sequences", max_sequences, 1 << 16)
         kv_bytes = None if kv_memory is None else parse_bytes("kv_memory", kv_memory)
 
-        self._kv_type = _kv_type(kv_dtype)
+        self._kv_type = parse_kv_type(kv_dtype)
         self._open_weights: _core.Weights | None
         self._open_weights, self._format = _load_weights(self.path, dtype, self._n_threads)
         self.config = ModelConfig(**self._weights.config)
         """The model's sizes."""
         self.tokenizer = self._load_tokenizer(tokenizer)
         """Text to ids and back; None if there is none next to the model."""
-        self._engine: _core.Engine | None = _core.Engine(
+        self._make_engine: Callable[[], _core.Engine] | None = partial(
+            _core.Engine,
             self._weights,
             kv_type=self._kv_type,
             n_threads=self._n_threads,
             max_sequences=max_sequences,
             prefill_chunk=self._prefill_chunk,
-            n_blocks=self._count_blocks(kv_bytes),
+            n_blocks=self._count_blocks(kv_bytes, self._kv_type),
         )
+        self._engine: _core.Engine | None = self._make_engine()
+        self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # that others have made of it
+        forking.register(self)
 
     def _load_tokenizer(self, tokenizer: Tokenizer | PathLike | None) -> Tokenizer | None:
         if tokenizer is None:
@@ -103,8 +120,8 @@ class Model:
         tokenizer.check_fits(self.config.vocab_size)
         return tokenizer
 
-    def _count_blocks(self, kv_bytes: int | None) -> int:
-        per_block = self._weights.kv_bytes_per_block(self._kv_type)
+    def _count_blocks(self, kv_bytes: int | None, kv_type: _core.KvType) -> int:
+        per_block = self._weights.kv_bytes_per_block(kv_type)
         context = -(-self.config.max_seq_len // _BLOCK_TOKENS)
         if kv_bytes is None:
             return max(min(32 * context, _DEFAULT_KV_BYTES // per_block), context)
@@ -154,11 +171,11 @@ class Model:
             TokenizerError: a text prompt for a model without a tokenizer.
             ClosedError: the model is closed.
         """
-        prompts, is_batch = _as_prompts(prompt)
+        prompts, is_batch = as_prompts(prompt)
         requests = [
             self._prepare(one, sampling)
             for one, sampling in zip(
-                prompts, _as_params(params, options, len(prompts), is_batch), strict=True
+                prompts, as_params(params, options, len(prompts), is_batch), strict=True
             )
         ]
         completions = self._run(requests)
@@ -176,10 +193,7 @@ class Model:
             last one has a ``finish_reason`` and the whole ``completion``. Closing the generator
             stops the work at once.
         """
-        prompts, is_batch = _as_prompts(prompt)
-        if is_batch:
-            raise ArgumentError("prompt is a list of prompts, expected one text or list of ids")
-        request = self._prepare(prompts[0], _as_params(params, options, 1, False)[0])
+        request = self._prepare(as_one(prompt), merged_params(params, options))
         chunks = self._stream(self._open_engine(), request)
         next(chunks)  # up to its first yield: what submitting refuses is refused now
         return chunks
@@ -200,7 +214,7 @@ class Model:
             ClosedError: the model is closed.
         """
         return self._weights.logits(
-            _as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
+            as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
         )
 
     def log_probabilities(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -219,7 +233,7 @@ class Model:
             ClosedError: the model is closed.
         """
         return self._weights.log_probabilities(
-            _as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
+            as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
         )
 
     def info(self) -> dict[str, Any]:
@@ -239,8 +253,20 @@ class Model:
         }
 
     def close(self) -> None:
-        """Let go of the memory, once texts in progress in other threads have ended."""
-        self._engine = self._open_weights = None
+        """Let go of the memory, once texts in progress in other threads have ended.
+
+        Closes the engines that were made of the model.
+        """
+        for engine in list(self._engines):
+            engine._close("the model is closed")
+        self._engine = self._make_engine = self._open_weights = None
+
+    def _after_fork(self) -> None:
+        # In a child process only the thread that forked is there: what another one was in the
+        # middle of computing would never end.
+        if self._engine is not None and self._make_engine is not None and self._engine.busy():
+            _core.leak(self._engine)
+            self._engine = self._make_engine()
 
     def __enter__(self) -> Model:
         return self
@@ -266,24 +292,34 @@ class Model:
             raise ClosedError("the model is closed")
         return self._open_weights
 
+    @cached_property
+    def _fingerprint(self) -> int:
+        return self._weights.fingerprint()
+
     def _open_engine(self) -> _core.Engine:
         if self._engine is None:
             raise ClosedError("the model is closed")
         return self._engine
 
-    def _prepare(self, prompt: Prompt, params: SamplingParams) -> Generation:
+    def _encode(self, prompt: Prompt, after: Sequence[int] | None = None) -> list[int]:
+        """The ids of a prompt, or of what follows the ids `after`."""
         if not isinstance(prompt, str):
-            ids = _as_ids(prompt)
-        elif self.tokenizer is not None:
-            ids = self.tokenizer.encode(prompt)
-        elif prompt == "":
-            ids = [DEFAULT_BOS_ID]
-        else:
-            raise TokenizerError(
-                f"no tokenizer was found next to {self.path}: pass Model(..., tokenizer=...) "
-                "or a prompt of token ids"
-            )
-        return Generation(ids, params, self.tokenizer, self.config.vocab_size)
+            return as_ids(prompt)
+        if self.tokenizer is not None:
+            if after is None:
+                return self.tokenizer.encode(prompt)
+            if list(after) in ([], [self.tokenizer.bos_id]):
+                return self.tokenizer.encode(prompt, bos=False)
+            return self.tokenizer.encode_continuation(prompt)
+        if prompt == "":
+            return [DEFAULT_BOS_ID] if after is None else []
+        raise TokenizerError(
+            f"no tokenizer was found next to {self.path}: pass Model(..., tokenizer=...) "
+            "or a prompt of token ids"
+        )
+
+    def _prepare(self, prompt: Prompt, params: SamplingParams) -> Generation:
+        return Generation(self._encode(prompt), params, self.tokenizer, self.config.vocab_size)
 
     def _run(self, requests: list[Generation]) -> list[Completion]:
         engine = self._open_engine()
@@ -315,28 +351,6 @@ class Model:
             engine.cancel(request_id)
 
 
-def parse_bytes(name: str, value: int | str) -> int:
-    """``"1GiB"``, ``"512 MiB"``, ``"64KiB"`` or a plain number, as bytes.
-
-    Raises ArgumentError naming the argument ``name``.
-    """
-    units = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-        if match and match[2].upper() in units:
-            return int(float(match[1]) * units[match[2].upper()])
-    elif not isinstance(value, bool) and isinstance(value, int) and value > 0:
-        return value
-    raise ArgumentError(f'{name} is {value!r}, expected bytes, or text such as "512MiB" or "1GiB"')
-
-
-def _kv_type(name: str) -> _core.KvType:
-    types = _core.KvType.__members__
-    if name not in types:
-        raise ArgumentError(f"kv_dtype is {name!r}, expected one of {', '.join(types)}")
-    return types[name]
-
-
 def _load_weights(path: Path, dtype: str, n_threads: int) -> tuple[_core.Weights, dict[str, str]]:
     if path.is_dir():
         from pyllama2c.checkpoint import open_checkpoint
@@ -352,64 +366,3 @@ def _load_weights(path: Path, dtype: str, n_threads: int) -> tuple[_core.Weights
 
 def _submit(engine: _core.Engine, request: Generation) -> int:
     return engine.submit(request.prompt_ids, len(request.prompt_ids), request.core_params)
-
-
-def _positive(name: str, value: int, most: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        number = 0
-    if isinstance(value, bool) or not 1 <= number <= most:
-        raise ArgumentError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
-    return number
-
-
-def _as_ids(ids: Sequence[int]) -> list[int]:
-    try:
-        result = [operator.index(i) for i in ids]
-    except TypeError:
-        raise ArgumentError(f"ids is {ids!r}, expected a sequence of whole numbers") from None
-    for i in result:
-        if not 0 <= i < 2**31:
-            raise ArgumentError(f"ids holds {i}, expected a token id of the vocabulary")
-    return result
-
-
-def _as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
-    """The prompts in a list, and whether there may be several."""
-    if isinstance(prompt, str):
-        return [prompt], False
-    if isinstance(prompt, (bytes, dict)) or not hasattr(prompt, "__iter__"):
-        raise ArgumentError(f"prompt is {prompt!r}, expected text, token ids, or a list of those")
-    items = list(prompt)
-    # numpy's arrays have an __index__ too, for those of one element.
-    if items and all(hasattr(i, "__index__") and not hasattr(i, "__len__") for i in items):
-        return [items], False
-    return items, True
-
-
-def _as_params(
-    params: SamplingParams | Sequence[SamplingParams] | None,
-    options: dict[str, Any],
-    n_prompts: int,
-    is_batch: bool,
-) -> list[SamplingParams]:
-    if params is None:
-        many = [SamplingParams()] * n_prompts
-    elif isinstance(params, SamplingParams):
-        many = [params] * n_prompts
-    elif not is_batch or not isinstance(params, Sequence):
-        raise ArgumentError(f"params is {params!r}, expected a SamplingParams")
-    else:
-        many = list(params)
-    if len(many) != n_prompts:
-        raise ArgumentError(
-            f"params has {len(many)} entries, expected one for each of {n_prompts} prompts"
-        )
-    for one in many:
-        if not isinstance(one, SamplingParams):
-            raise ArgumentError(f"params holds {one!r}, expected a SamplingParams")
-    try:
-        return [one.replace(**options) for one in many] if options else many
-    except TypeError as error:
-        raise ArgumentError(f"unknown option: {error}") from None

@@ -1,0 +1,110 @@
+"""Checking and unifying what the caller passes, for `Model` and `Engine`."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pyllama2c import _core
+from pyllama2c.errors import ArgumentError
+from pyllama2c.sampling import SamplingParams
+
+Prompt = str | Sequence[int]
+
+
+def parse_bytes(name: str, value: int | str) -> int:
+    """``"1GiB"``, ``"512 MiB"``, ``"64KiB"`` or a plain number, as bytes.
+
+    Raises ArgumentError naming the argument ``name``.
+    """
+    units = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        if match and match[2].upper() in units:
+            return int(float(match[1]) * units[match[2].upper()])
+    elif not isinstance(value, bool) and isinstance(value, int) and value > 0:
+        return value
+    raise ArgumentError(f'{name} is {value!r}, expected bytes, or text such as "512MiB" or "1GiB"')
+
+
+def parse_kv_type(name: str) -> _core.KvType:
+    types = _core.KvType.__members__
+    if name not in types:
+        raise ArgumentError(f"kv_dtype is {name!r}, expected one of {', '.join(types)}")
+    return types[name]
+
+
+def positive(name: str, value: int, most: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or not 1 <= number <= most:
+        raise ArgumentError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
+    return number
+
+
+def as_ids(ids: Sequence[int]) -> list[int]:
+    try:
+        result = [operator.index(i) for i in ids]
+    except TypeError:
+        raise ArgumentError(f"ids is {ids!r}, expected a sequence of whole numbers") from None
+    for i in result:
+        if not 0 <= i < 2**31:
+            raise ArgumentError(f"ids holds {i}, expected a token id of the vocabulary")
+    return result
+
+
+def as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
+    """The prompts in a list, and whether there may be several."""
+    if isinstance(prompt, str):
+        return [prompt], False
+    if isinstance(prompt, (bytes, dict)) or not hasattr(prompt, "__iter__"):
+        raise ArgumentError(f"prompt is {prompt!r}, expected text, token ids, or a list of those")
+    items = list(prompt)
+    # numpy's arrays have an __index__ too, for those of one element.
+    if items and all(hasattr(i, "__index__") and not hasattr(i, "__len__") for i in items):
+        return [items], False
+    return items, True
+
+
+def as_params(
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    options: dict[str, Any],
+    n_prompts: int,
+    is_batch: bool,
+) -> list[SamplingParams]:
+    if params is None:
+        many = [SamplingParams()] * n_prompts
+    elif isinstance(params, SamplingParams):
+        many = [params] * n_prompts
+    elif not is_batch or not isinstance(params, Sequence):
+        raise ArgumentError(f"params is {params!r}, expected a SamplingParams")
+    else:
+        many = list(params)
+    if len(many) != n_prompts:
+        raise ArgumentError(
+            f"params has {len(many)} entries, expected one for each of {n_prompts} prompts"
+        )
+    for one in many:
+        if not isinstance(one, SamplingParams):
+            raise ArgumentError(f"params holds {one!r}, expected a SamplingParams")
+    try:
+        return [one.replace(**options) for one in many] if options else many
+    except TypeError as error:
+        raise ArgumentError(f"unknown option: {error}") from None
+
+
+def merged_params(params: SamplingParams | None, options: dict[str, Any]) -> SamplingParams:
+    """One set of parameters, the options on top."""
+    return as_params(params, options, 1, False)[0]
+
+
+def as_one(prompt: object) -> Prompt:
+    """A prompt that is no list of prompts."""
+    prompts, is_batch = as_prompts(prompt)
+    if is_batch and prompts:
+        raise ArgumentError("prompt is a list of prompts, expected one text or list of ids")
+    return [] if is_batch else prompts[0]

@@ -1,0 +1,170 @@
+"""What an engine is asked for: `Request`, its `Event`s, and what becomes of it at its deadline."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from pyllama2c.errors import ArgumentError
+from pyllama2c.outputs import Chunk, Completion, FinishReason
+
+if TYPE_CHECKING:
+    from pyllama2c import _core
+    from pyllama2c.engine import Engine
+    from pyllama2c.generation import Generation
+
+Overflow = Literal["stop", "slide"]
+OnDeadline = str | Callable[[str], str]
+
+SENTENCE_ENDS = "。！？.!?"
+_CLOSING = "”’」』）)\"'"  # belong to the sentence before
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request is served. None of it changes which tokens are chosen, but for `overflow`."""
+
+    priority: int = 0
+    deadline_ms: float | None = None
+    on_deadline: OnDeadline = "sentence"
+    overflow: Overflow = "stop"
+
+    def __post_init__(self) -> None:
+        try:
+            priority = operator.index(self.priority)
+        except TypeError:
+            priority = 2**31
+        if isinstance(self.priority, bool) or not -(2**31) <= priority < 2**31:
+            raise ArgumentError(f"priority is {self.priority!r}, expected a 32-bit whole number")
+        deadline = self.deadline_ms
+        if deadline is not None and (
+            isinstance(deadline, bool)
+            or not isinstance(deadline, (int, float))
+            or not 0 <= deadline < math.inf
+        ):
+            raise ArgumentError(
+                f"deadline_ms is {deadline!r}, expected milliseconds from now, or None"
+            )
+        if not isinstance(self.on_deadline, str) and not callable(self.on_deadline):
+            raise ArgumentError(
+                f'on_deadline is {self.on_deadline!r}, expected "sentence", a line to say instead, '
+                "or a function from text to text"
+            )
+        if self.overflow not in ("stop", "slide"):
+            raise ArgumentError(f'overflow is {self.overflow!r}, expected "stop" or "slide"')
+
+    @property
+    def finisher(self) -> Callable[[str], str]:
+        """What makes the final text of one that was not finished in time."""
+        if not isinstance(self.on_deadline, str):
+            return self.on_deadline
+        fallback = "" if self.on_deadline == "sentence" else self.on_deadline
+        return lambda text: whole_sentences(text) or fallback
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to its last sentence end (。！？.!?) and the quotes that close behind it."""
+    end = max(text.rfind(mark) for mark in SENTENCE_ENDS) + 1
+    while 0 < end < len(text) and text[end] in _CLOSING:
+        end += 1
+    return text[:end]
+
+
+class Request:
+    """A text that an engine is writing. Made by `Engine.submit` and `Session.submit`."""
+
+    __slots__ = ("__weakref__", "_engine", "_generation", "_id", "_on_end")
+
+    def __init__(
+        self,
+        engine: Engine,
+        request_id: int,
+        generation: Generation,
+        on_end: Callable[[Generation], None] | None,
+    ) -> None:
+        self._engine = engine
+        self._id = request_id
+        self._generation = generation
+        self._on_end = on_end
+
+    @property
+    def text(self) -> str:
+        """What is written so far; in the end the completion's text."""
+        completion = self._generation.completion
+        return self._generation.text if completion is None else completion.text
+
+    @property
+    def completion(self) -> Completion | None:
+        """The result; None while the text is being written."""
+        return self._generation.completion
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the text ended; None while it is being written."""
+        completion = self._generation.completion
+        return None if completion is None else completion.finish_reason
+
+    @property
+    def done(self) -> bool:
+        """Whether the text has ended, in whichever way."""
+        return self._generation.completion is not None
+
+    @property
+    def seed(self) -> int:
+        """The seed that the text is drawn with."""
+        return self._generation.seed
+
+    def cancel(self) -> None:
+        """End the text where it is and free what it holds; nothing happens if it has ended."""
+        self._engine._cancel(self)
+
+    def __repr__(self) -> str:
+        return f"<Request {self._id}: {self.finish_reason or 'running'}, {self.text[:40]!r}>"
+
+    def _push(self, progress: _core.Progress) -> Chunk | None:
+        """Take the core's news; the caller holds the engine's lock. None: it has ended already."""
+        if self._generation.completion is not None:
+            return None
+        try:
+            return self._generation.push(progress)
+        except BaseException:  # the caller's on_deadline failed
+            self._generation.cancel()
+            raise
+        finally:
+            if self._generation.completion is not None:
+                self._end()
+
+    def _cancel(self) -> None:
+        if self._generation.completion is None:
+            self._generation.cancel()
+            self._end()
+
+    def _end(self) -> None:
+        if self._on_end is not None:
+            self._on_end(self._generation)
+
+
+@dataclass(slots=True)
+class Event:
+    """News of a request: the next piece of its text, and with the last one how it ended."""
+
+    request: Request
+    chunk: Chunk
+
+    @property
+    def text(self) -> str:
+        """The new text, never half a character, perhaps empty."""
+        return self.chunk.text
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """None until the request's last event."""
+        return self.chunk.finish_reason
+
+    @property
+    def completion(self) -> Completion | None:
+        """On the request's last event: the whole completion."""
+        return self.chunk.completion

@@ -1,0 +1,355 @@
+"""`Session`: a character with a history; `Prefix`: what many of them begin with."""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyllama2c import saved
+from pyllama2c.arguments import Prompt, as_one, merged_params
+from pyllama2c.errors import ArgumentError, BusyError, CapacityError, RestoreError
+from pyllama2c.generation import Generation
+from pyllama2c.outputs import Chunk, Completion
+from pyllama2c.requests import OnDeadline, Overflow, Request, Terms
+from pyllama2c.session_state import Draft, SessionState
+from pyllama2c.tokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from pyllama2c.engine import Engine
+    from pyllama2c.sampling import SamplingParams
+
+_BLOCK_TOKENS = 16  # of the KV cache
+
+
+class Prefix:
+    """A beginning that many sessions share. Made by `Engine.prefix`."""
+
+    __slots__ = ("_engine", "ids")
+
+    def __init__(self, engine: Engine, ids: list[int]) -> None:
+        self._engine = engine
+        self.ids = tuple(ids)
+        """Its token ids."""
+
+    def extend(self, text: Prompt) -> Prefix:
+        """A longer prefix that shares this one's keys and values."""
+        more = self._engine.model._encode(as_one(text), after=self.ids)
+        return Prefix(self._engine, [*self.ids, *more])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"<Prefix of {len(self)} tokens>"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What was said to a character, and what it answered."""
+
+    said: str
+    answer: str
+
+
+class SessionBase:
+    """What `Session` and `AsyncSession` have in common."""
+
+    def __init__(self, engine: Engine, state: SessionState) -> None:
+        self._engine = engine
+        self._state = state
+        self._request: Request | None = None
+
+    @property
+    def name(self) -> str:
+        """What it was called when it was made."""
+        return self._state.name
+
+    @property
+    def params(self) -> SamplingParams:
+        """How it talks, unless a call says otherwise."""
+        return self._state.params
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The context: the ids of prefix and turns, and of a text in progress what it has so far.
+
+        What has slid out of the context is not among them.
+        """
+        with self._engine._lock:
+            draft = self._state.draft
+            return (*self._state.ids, *(draft.written if draft else ()))
+
+    @property
+    def text(self) -> str:
+        """The text of the context."""
+        return self._show((), list(self.ids))
+
+    @property
+    def history(self) -> list[Turn]:
+        """The finished turns that the context holds, the oldest first."""
+        with self._engine._lock:
+            ids, turns = self._state.ids, list(self._state.turns)
+            position = self._state.n_prefix
+        history = []
+        for n_said, n_answered in turns:
+            said = self._show(ids[:position], ids[position : position + n_said])
+            position += n_said
+            answer = self._show(ids[:position], ids[position : position + n_answered])
+            position += n_answered
+            history.append(Turn(said, answer))
+        return history
+
+    @property
+    def busy(self) -> bool:
+        """Whether a text is being written."""
+        return self._request is not None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there is a text to finish: it was saved, or forked, while it was written."""
+        return self._request is None and self._state.draft is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values that the context takes in the cache while it is warm.
+
+        Blocks that sessions share count in each of them.
+        """
+        blocks = -(-min(len(self.ids), self._engine.max_length) // _BLOCK_TOKENS)
+        return blocks * self._engine._block_bytes
+
+    def save(self) -> bytes:
+        """All there is to know, in two bytes a token and some hundred more.
+
+        `Engine.restore` makes a session of it that goes on with the very next token, in another
+        process, on another machine: of a text in progress, the one after those handed out.
+        """
+        with self._engine._lock:
+            return saved.save(self._state, self._engine._origin)
+
+    def cancel(self) -> None:
+        """End the text in progress, if any; what was handed out of it stays in the history."""
+        request = self._request
+        if request is not None:
+            request.cancel()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r}: {len(self.ids)} tokens>"
+
+    def _copy(self) -> SessionState:
+        with self._engine._lock:
+            return self._state.copy()
+
+    def _show(self, before: tuple[int, ...] | list[int], ids: list[int]) -> str:
+        tokenizer = self._engine.model.tokenizer
+        if tokenizer is None:
+            return ""
+        detokenizer = Detokenizer(tokenizer, before)
+        return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+
+    def _start(
+        self,
+        text: Prompt | None,
+        params: SamplingParams | None,
+        options: dict[str, Any],
+        terms: Terms,
+        *,
+        announce: bool,
+        max_unread: int = 0,
+    ) -> Request:
+        engine, state = self._engine, self._state
+        core = engine._live()
+        with engine._lock:
+            if self._request is not None:
+                raise BusyError(f"the session {self.name!r} is still talking: one text at a time")
+            terms = dataclasses.replace(terms, overflow=state.overflow)
+            draft = state.draft
+            if text is None and draft is not None:
+                if params is not None or options:
+                    raise ArgumentError(
+                        "a text that was saved half-written goes on with its own parameters; "
+                        "pass none, or pass a text to begin a new one"
+                    )
+                ids, n_dropped = state.ids, None
+            else:
+                said = [] if text is None else engine.model._encode(as_one(text), after=self.ids)
+                ids, n_dropped = state.context_with(said, engine.max_length)
+                draft = self._new_draft(len(said), params, options)
+            generation = engine._generation(
+                ids, draft.params, terms, written=draft.written, rng_state=draft.rng_state
+            )
+            request = engine._launch(
+                core,
+                generation,
+                terms,
+                n_keep=state.n_prefix,
+                announce=announce,
+                max_unread=max_unread,
+                on_end=self._end,
+            )
+            # Nothing can fail any more. The lists are one: what is handed out can be saved.
+            draft.written = generation.ids
+            if n_dropped is not None:
+                state.begin(ids, n_dropped, draft)
+            self._request = request
+            return request
+
+    def _new_draft(
+        self, n_said: int, params: SamplingParams | None, options: dict[str, Any]
+    ) -> Draft:
+        state = self._state
+        own = merged_params(params or state.params, options)
+        if (params is None or params.seed is None) and "seed" not in options:
+            rng_state = state.draft.rng_state if state.draft else state.rng_state
+            own = own.replace(seed=rng_state)
+        elif own.seed is None:
+            own = own.replace(seed=secrets.randbits(32))
+        return Draft(own, n_said, [])
+
+    def _end(self, generation: Generation) -> None:
+        # The engine calls this, under its lock.
+        self._state.end(generation.spoken_ids(), generation.rng_state)
+        self._request = None
+
+
+class Session(SessionBase):
+    """A character with a history. Made by `Engine.session` and `Engine.restore`.
+
+    What it has heard and said is the context of what it says next. The keys and values of its
+    context stay in the engine's cache as long as there is room, those used longest ago go first,
+    and what is gone is computed again, to the same bits.
+
+    Its random numbers are one stream: the same things said in the same order are answered alike.
+    """
+
+    def send(
+        self,
+        text: Prompt | None = None,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_ms: float | None = None,
+        on_deadline: OnDeadline = "sentence",
+        **options: Any,
+    ) -> Completion:
+        """Say something and wait for the answer.
+
+        Args:
+            text: what follows in the context, exactly as given (a space or a line break before it
+                is the caller's business), or token ids. None adds nothing: the character goes on,
+                with the text in the middle of which it was saved, if so.
+            params: instead of the session's own. With a seed, the session's random stream goes on
+                from there.
+            priority: as in `Engine.submit`.
+            deadline_ms: as in `Engine.submit`.
+            on_deadline: as in `Engine.submit`; the history holds the final text.
+            options: fields of `SamplingParams`, on top.
+
+        Returns:
+            The answer, also where another thread cancelled it ("cancelled").
+
+        Raises:
+            BusyError: it is still talking.
+            CapacityError: the context is full, and the session does not slide.
+            Overloaded: too many requests are waiting.
+            ArgumentError: an argument is out of range.
+            TokenizerError: a text for a model without a tokenizer.
+            ClosedError: the engine or its model is closed.
+        """
+        terms = Terms(priority, deadline_ms, on_deadline)
+        request = self._start(text, params, options, terms, announce=False)
+        return self._engine._finish(request)
+
+    def stream(
+        self,
+        text: Prompt | None = None,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_ms: float | None = None,
+        on_deadline: OnDeadline = "sentence",
+        **options: Any,
+    ) -> Generator[Chunk, None, None]:
+        """Say something and hand out the answer as it comes.
+
+        Args and errors are those of `send`; they are checked at once.
+
+        Returns:
+            A generator of `Chunk`. Closing it ends the text where it is.
+        """
+        terms = Terms(priority, deadline_ms, on_deadline)
+        request = self._start(text, params, options, terms, announce=False)
+        chunks = self._engine._stream(request)
+        next(chunks)  # up to its first yield: from here on closing cancels
+        return chunks
+
+    def submit(
+        self,
+        text: Prompt | None = None,
+        params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        deadline_ms: float | None = None,
+        on_deadline: OnDeadline = "sentence",
+        **options: Any,
+    ) -> Request:
+        """Say something; `Engine.step` computes the answer and returns its events.
+
+        Args and errors are those of `send`.
+        """
+        terms = Terms(priority, deadline_ms, on_deadline)
+        return self._start(text, params, options, terms, announce=True)
+
+    def fork(self, name: str | None = None) -> Session:
+        """Another session with the same past, which goes its own way from here.
+
+        It shares the keys and values. Where the same things are said to both, they answer alike,
+        unless one is given another seed.
+        """
+        state = self._copy()
+        if name is not None:
+            state.name = _checked_name(name)
+        return Session(self._engine, state)
+
+
+def new_state(
+    engine: Engine,
+    name: str,
+    prefix: Prefix | Prompt | None,
+    params: SamplingParams,
+    overflow: Overflow,
+) -> SessionState:
+    """The state of a session that has heard nothing but its prefix."""
+    terms = Terms(overflow=overflow)
+    if isinstance(prefix, Prefix):
+        ids = list(prefix.ids)
+    else:
+        ids = engine.model._encode("" if prefix is None else as_one(prefix))
+    if len(ids) + 2 > engine.max_length:
+        raise CapacityError(
+            f"prefix has {len(ids)} tokens, at most {engine.max_length - 2} leave room for a text"
+        )
+    seed = secrets.randbits(32) if params.seed is None else params.seed
+    engine._generation(ids, params, terms)  # refuses what does not fit the vocabulary
+    return SessionState(_checked_name(name), params, terms.overflow, seed, ids, len(ids))
+
+
+def restore_state(engine: Engine, data: bytes) -> SessionState:
+    """The state that was saved as `data`."""
+    state = saved.load(data, engine._origin, engine.model.config.vocab_size)
+    try:
+        for params in (state.params, state.draft and state.draft.params):
+            if params:
+                engine._generation(state.ids, params, Terms())
+    except ArgumentError as error:
+        raise RestoreError(f"the bytes hold impossible values: {error}") from None
+    return state
+
+
+def _checked_name(name: str) -> str:
+    if not isinstance(name, str):
+        raise ArgumentError(f"name is {name!r}, expected a str")
+    return name

@@ -1,0 +1,358 @@
+"""`Engine.submit` and `Engine.step`: what a request writes depends on the request alone."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import engine_helpers as helpers
+import pytest
+
+from pyllama2c import (
+    ArgumentError,
+    CapacityError,
+    ClosedError,
+    Engine,
+    Model,
+    Overloaded,
+    Request,
+    SamplingParams,
+)
+from pyllama2c.requests import whole_sentences
+
+
+@pytest.fixture(scope="module")
+def model(speaker: Path) -> Iterator[Model]:
+    with Model(speaker) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def cases(model: Model) -> list[helpers.Case]:
+    return helpers.random_cases(model, 200)
+
+
+# 96 tokens are 6 blocks of 16 tokens; a token's keys and values take 2 layers * 2 * 32 * 4 bytes.
+_CONTEXT_BYTES = 96 * 2 * 2 * 32 * 4
+
+
+@pytest.mark.parametrize("max_sequences", [1, 2, 7, 64])
+@pytest.mark.parametrize("n_threads", [1, 2, 3])
+@pytest.mark.parametrize("n_contexts", [1, 4, 100])
+def test_texts_are_those_written_alone(
+    model: Model, cases: list[helpers.Case], max_sequences: int, n_threads: int, n_contexts: int
+) -> None:
+    rng = random.Random(max_sequences * 100 + n_threads * 10 + n_contexts)
+    cases = rng.sample(cases, 30)
+    engine = Engine(
+        model,
+        max_sequences=max_sequences,
+        n_threads=n_threads,
+        prefill_chunk=rng.choice([1, 5, 16, 64]),
+        kv_memory=n_contexts * _CONTEXT_BYTES,
+    )
+    waiting, requests, neighbours = list(cases), {}, []
+    told: dict[Request, str] = {}
+    while waiting or engine.stats().running or engine.stats().waiting:
+        for _ in range(min(rng.randint(0, 8), len(waiting))):
+            case = waiting.pop()
+            request = engine.submit(case.prompt, priority=rng.randint(-2, 2), **case.options)
+            requests[request] = case
+        if rng.random() < 0.3:
+            neighbours.append(engine.submit("Once upon a time", priority=rng.randint(-2, 2)))
+        if neighbours and rng.random() < 0.3:
+            neighbours.pop(rng.randrange(len(neighbours))).cancel()
+        if not waiting:
+            while neighbours:
+                neighbours.pop().cancel()
+        for event in engine.step(rng.choice([None, 0.05, 0.5, 3])):
+            told[event.request] = told.get(event.request, "") + event.text
+    for request, case in requests.items():
+        assert request.completion is not None
+        assert (request.text, request.finish_reason) == (case.text, case.reason)
+        assert told.get(request, "") == case.text
+        assert request.completion.seed == case.options["seed"]
+    if n_contexts == 1 and max_sequences > 2:
+        assert engine.stats().preempted > 0  # otherwise this tested less than it says
+    helpers.expect_nothing_held(engine)
+
+
+def test_a_warm_cache_changes_nothing(model: Model, cases: list[helpers.Case]) -> None:
+    engine = Engine(model)
+    for _ in range(2):
+        before = engine.stats()
+        requests = [engine.submit(case.prompt, **case.options) for case in cases]
+        helpers.run(engine)
+        assert [request.text for request in requests] == [case.text for case in cases]
+    assert engine.stats().since(before).prefix_hit_rate > 0.2
+    helpers.expect_nothing_held(engine)
+
+
+def test_a_step_computes_one_pass_or_for_its_budget(model: Model) -> None:
+    engine = Engine(model)
+    assert engine.step() == []
+    assert engine.step(5) == []
+    request = engine.submit([1, 5, 6], max_tokens=10, ignore_eos=True)
+    (event,) = engine.step()
+    assert event.request is request
+    assert len(event.chunk.token_ids) == 1
+    start = time.perf_counter()
+    events = engine.step(500)
+    assert time.perf_counter() - start < 0.4  # it does not wait when there is nothing to do
+    assert len(events) == 1
+    assert len(events[0].chunk.token_ids) == 9
+    assert events[0].completion is request.completion
+    assert events[0].finish_reason == "length"
+
+
+def test_steps_stay_within_the_budget(model: Model) -> None:
+    engine = Engine(model, n_threads=1)  # more would wait for each other on a busy machine
+    for i in range(64):
+        engine.submit("Once upon a time", seed=i, ignore_eos=True, overflow="slide")
+    overruns = []
+    for _ in range(300):
+        start = time.perf_counter()
+        engine.step(1)
+        overruns.append(time.perf_counter() - start - 0.001)
+    assert sorted(overruns)[len(overruns) // 2] < 0.002
+
+
+def test_priority_then_deadline_then_arrival(model: Model) -> None:
+    engine = Engine(model, max_sequences=1)
+    options = {"max_tokens": 3, "ignore_eos": True}
+    late = engine.submit("a", deadline_ms=50_000, **options)
+    none = engine.submit("b", **options)
+    soon = engine.submit("c", deadline_ms=40_000, **options)
+    high = engine.submit("d", priority=1, **options)
+    ends = [event.request for event in helpers.run(engine) if event.finish_reason]
+    assert ends == [high, soon, late, none]
+
+
+def test_the_deadline_ends_a_text(model: Model) -> None:
+    engine = Engine(model, max_sequences=1)
+    options = {"ignore_eos": True, "temperature": 0, "overflow": "slide"}
+    cut = engine.submit("Once", deadline_ms=60, **options)
+    starved = engine.submit("Once", deadline_ms=60, on_deadline="嗯……", **options)
+    seen: list[str] = []
+    other = engine.submit(
+        "Once", deadline_ms=60, on_deadline=lambda text: (seen.append(text), "x")[1], **options
+    )
+    start = time.perf_counter()
+    events = helpers.run(engine, 5)
+    assert 0.05 < time.perf_counter() - start < 1
+    assert {r.finish_reason for r in (cut, starved, other)} == {"deadline"}
+    told = helpers.texts_of(events)
+    assert cut.text == whole_sentences(told[cut])
+    assert starved.text == "嗯……"
+    assert (other.text, seen) == ("x", [told.get(other, "")])
+    assert engine.stats().expired == 3
+    helpers.expect_nothing_held(engine)
+
+
+def test_on_deadline_may_fail_without_losing_events(model: Model) -> None:
+    engine = Engine(model)
+
+    def fail(text: str) -> str:
+        raise KeyError(text)
+
+    good = engine.submit("Once", max_tokens=5, ignore_eos=True)
+    bad = engine.submit("Once", deadline_ms=0, on_deadline=fail)
+    with pytest.raises(KeyError):
+        helpers.run(engine, 1)
+    assert bad.done
+    told = helpers.texts_of(helpers.run(engine))
+    assert (
+        told[good]
+        == good.text
+        == model.generate("Once", seed=good.seed, max_tokens=5, ignore_eos=True).text
+    )
+
+
+def test_sentences_are_cut_where_they_end() -> None:
+    assert whole_sentences("他说：“你好。”然后") == "他说：“你好。”"
+    assert whole_sentences("One! Two? Thr") == "One! Two?"
+    assert whole_sentences("no end here") == ""
+    assert whole_sentences("全部。") == "全部。"
+
+
+def test_too_many_are_refused_at_once(model: Model) -> None:
+    engine = Engine(model, max_sequences=2, max_waiting=3)
+    requests = [engine.submit("Once", max_tokens=4, ignore_eos=True) for _ in range(5)]
+    with pytest.raises(Overloaded, match="max_waiting is 3"):
+        engine.submit("Once")
+    helpers.run(engine)
+    assert all(request.finish_reason == "length" for request in requests)
+    engine.submit("Once", max_tokens=1)
+    assert engine.stats().refused == 1
+    none_wait = Engine(model, max_sequences=1, max_waiting=0)
+    none_wait.submit("Once")
+    with pytest.raises(Overloaded):
+        none_wait.submit("Once")
+
+
+def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
+    with pytest.raises(CapacityError, match="at most 96"):
+        Engine(model).submit([5] * 97)
+    small = Engine(model, kv_memory=_CONTEXT_BYTES // 2)
+    assert small.max_length == 48
+    with pytest.raises(CapacityError, match="at most 48"):
+        small.submit([5] * 49)
+    request = small.submit([5] * 48, max_tokens=1, ignore_eos=True)
+    helpers.run(small)
+    assert request.finish_reason == "length"
+
+
+def test_cancelling_frees_everything_at_any_moment(model: Model) -> None:
+    engine = Engine(model, prefill_chunk=4, max_sequences=3)
+    for n_steps in range(12):
+        requests = [engine.submit([5] * 40, max_tokens=8) for _ in range(5)]
+        for _ in range(n_steps):
+            engine.step(0.01 if n_steps % 2 else None)
+        for request in requests:
+            request.cancel()
+            request.cancel()
+            assert request.done
+        assert engine.step() == []
+        helpers.expect_nothing_held(engine)
+    assert requests[0].finish_reason == "cancelled"
+    assert requests[0].completion is not None
+
+
+def test_an_unfinished_text_is_that_of_the_events(model: Model) -> None:
+    engine = Engine(model)
+    request = engine.submit("Once", seed=3, ignore_eos=True)
+    told = "".join(event.text for _ in range(7) for event in engine.step())
+    assert request.text == told
+    request.cancel()
+    assert request.text == told
+    assert "cancelled" in repr(request)
+
+
+def test_sliding_goes_on_beyond_the_context(model: Model) -> None:
+    engine = Engine(model)
+    request = engine.submit("Once", seed=3, ignore_eos=True, max_tokens=500, overflow="slide")
+    stopped = engine.submit("Once", seed=3, ignore_eos=True, max_tokens=500)
+    helpers.run(engine)
+    assert request.completion is not None
+    assert request.completion.usage.completion_tokens == 500
+    assert request.text.startswith(stopped.text)
+    other = Engine(model, max_sequences=1, prefill_chunk=3, n_threads=1)
+    again = other.submit("Once", seed=3, ignore_eos=True, max_tokens=500, overflow="slide")
+    helpers.run(other, 0.2)
+    assert again.text == request.text
+
+
+def test_threads_may_step_together(model: Model, cases: list[helpers.Case]) -> None:
+    engine = Engine(model)
+    requests = [engine.submit(case.prompt, **case.options) for case in cases]
+    told: dict[Request, list[str]] = {request: [] for request in requests}
+    lock = threading.Lock()
+
+    def work() -> None:
+        while any(not request.done for request in requests):
+            events = engine.step(1)
+            with lock:
+                for event in events:
+                    told[event.request].append(event.text)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [request.text for request in requests] == [case.text for case in cases]
+
+
+def test_closing_ends_what_is_going_on(speaker: Path) -> None:
+    model = Model(speaker)
+    first, second = Engine(model), Engine(model)
+    request = first.submit("Once")
+    first.close()
+    first.close()
+    assert request.finish_reason == "cancelled"
+    with pytest.raises(ClosedError, match="the engine is closed"):
+        first.step()
+    other = second.submit("Once")
+    second.step()
+    model.close()
+    assert other.finish_reason == "cancelled"
+    for call in (
+        second.step,
+        second.stats,
+        lambda: second.submit("x"),
+        lambda: second.session("x"),
+    ):
+        with pytest.raises(ClosedError, match="the model is closed"):
+            call()
+    with pytest.raises(ClosedError):
+        Engine(model)
+    assert "closed" in repr(second)
+
+
+def test_a_step_may_be_closed_from_another_thread(speaker: Path) -> None:
+    with Model(speaker) as model, Engine(model) as engine:
+        for _ in range(8):
+            engine.submit("Once", ignore_eos=True, overflow="slide")
+        threading.Timer(0.05, engine.close).start()
+        with pytest.raises(ClosedError):
+            helpers.run(engine, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"priority": 1.5}, "priority is 1.5"),
+        ({"priority": 2**31}, "priority is 2147483648"),
+        ({"deadline_ms": -1}, "deadline_ms is -1"),
+        ({"deadline_ms": float("nan")}, "deadline_ms is nan"),
+        ({"on_deadline": 5}, "on_deadline is 5"),
+        ({"overflow": "wrap"}, "overflow is 'wrap'"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"no_such_option": 1}, "no_such_option"),
+        ({"stop_token_ids": [420]}, "stop_token_ids names token 420"),
+    ],
+)
+def test_bad_arguments_are_named(model: Model, options: dict[str, object], message: str) -> None:
+    engine = Engine(model)
+    with pytest.raises(ArgumentError, match=message):
+        engine.submit("Once", **options)  # type: ignore[arg-type]
+    helpers.expect_nothing_held(engine)
+
+
+def test_bad_engines_and_prompts_are_refused(model: Model) -> None:
+    with pytest.raises(ArgumentError, match="model is 'x'"):
+        Engine("x")  # type: ignore[arg-type]
+    for options in (
+        {"max_sequences": 0},
+        {"prefill_chunk": 0},
+        {"max_waiting": -1},
+        {"kv_memory": "x"},
+    ):
+        with pytest.raises(ArgumentError, match=next(iter(options))):
+            Engine(model, **options)  # type: ignore[arg-type]
+    engine = Engine(model)
+    for prompt in (["a", "b"], 5, [1, 420], []):
+        with pytest.raises(ArgumentError):
+            engine.submit(prompt)  # type: ignore[arg-type]
+    for budget in (-1, float("nan"), "4"):
+        with pytest.raises(ArgumentError, match="budget_ms"):
+            engine.step(budget)  # type: ignore[arg-type]
+
+
+def test_params_are_taken_as_model_takes_them(model: Model) -> None:
+    engine = Engine(model)
+    params = SamplingParams(seed=5, max_tokens=12)
+    request = engine.submit("Once", params, temperature=0.5)
+    helpers.run(engine)
+    assert request.text == model.generate("Once", params, temperature=0.5).text
+
+
+def test_engine_and_model_have_their_own_caches(model: Model) -> None:
+    engine = Engine(model, kv_dtype="int8")
+    request = engine.submit("Once", seed=1, max_tokens=30)
+    helpers.run(engine)
+    with Model(model.path, kv_dtype="int8") as other:
+        assert request.text == other.generate("Once", seed=1, max_tokens=30).text
