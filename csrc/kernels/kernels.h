@@ -32,6 +32,8 @@ enum class Packing {
 
 // Longest group: 255 * 127 * kMaxGroup stays below 2^31, so integer sums are exact in any order.
 constexpr int kMaxGroup = 32768;
+// Activations that are all closer to 0 than this become zeros: 127 / max|x| would overflow.
+constexpr float kLeastQuantized = 1e-36f;
 constexpr int kInt4Group = 32;
 
 // y[r][n] = (accumulate ? y[r][n] : 0) + sum over k of x[r][k] * W[n][k]

@@ -132,7 +132,7 @@ void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_
         for (int i = start; i < end; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
         *scales = most / 127.0f;
         *sums = 0;
-        const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+        const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
         for (int i = start; i < end; ++i) {
             q[i] = static_cast<int8_t>(x[i] * inverse + kRoundMagic - kRoundMagic);
             *sums += q[i];
@@ -195,7 +195,7 @@ template <KvType type, typename Index>
 void kv_store(const float* x, int head_size, int slot, char* elements, int n, Index index) {
     float most = 0.0f;
     for (int d = 0; d < head_size; ++d) most = std::fabs(x[d]) > most ? std::fabs(x[d]) : most;
-    const float inverse = most > 0.0f ? 127.0f / most : 0.0f;
+    const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
     for (int d = 0; d < head_size; ++d) {
         const int i = index(d);
         if (type == KvType::kFloat32) reinterpret_cast<float*>(elements)[i] = x[d];

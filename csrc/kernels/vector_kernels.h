@@ -273,7 +273,7 @@ void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_
         for (int i = start; i < end; i += kLanes) most = max(most, abs(load(x + i)));
         const float largest = max_lane(most);
         *scales = largest / 127.0f;
-        const Vec inverse = set1(largest > 0.0f ? 127.0f / largest : 0.0f);
+        const Vec inverse = set1(largest >= kLeastQuantized ? 127.0f / largest : 0.0f);
         Ints total = set1_int(0);
         for (int i = start; i < end; i += kLanes) {
             total = add_int(total, round_to_bytes(mul(load(x + i), inverse), q + i));
@@ -374,7 +374,7 @@ inline Vec kv_inverse(const float* x, int n, float* scale) {
         for (int d = 0; d < n; d += kLanes) most = max(most, abs(load_part(x, d, n)));
         const float largest = max_lane(most);
         *scale = largest / 127.0f;
-        return set1(largest > 0.0f ? 127.0f / largest : 0.0f);
+        return set1(largest >= kLeastQuantized ? 127.0f / largest : 0.0f);
     }
     return zero();
 }

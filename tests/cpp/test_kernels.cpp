@@ -3,6 +3,7 @@
 // A kernel's test draws its sizes and inputs from a Random, calls `table` and returns everything
 // that was written as bytes. The driver runs it with the same Random for scalar and for every other
 // table of this CPU, and compares. A new kernel needs one function and one line in `tests`.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -188,6 +189,10 @@ Outcome test_quantize(const KernelTable& table, Random& random) {
         for (int i = 1; i < n; ++i) x[i] = 0.5f * static_cast<float>(random.between(-253, 253));
     }
     if (random.chance(0.1)) x.assign(x.size(), 0.0f);
+    if (random.chance(0.1)) {  // to where 127 / max|x| would overflow
+        const float tiny = std::ldexp(1.0f, random.between(-149, -110));
+        for (float& value : x) value *= tiny;
+    }
     std::vector<int8_t> q(padded(n) + 1, 7);
     std::vector<float> scales(groups + 1, 7.0f);
     std::vector<int32_t> sums(groups + 1, 7);
@@ -236,6 +241,28 @@ Outcome test_softmax(const KernelTable& table, Random& random) {
     x.push_back(7.0f);
     table.softmax(x.data(), n);
     return {sizes({n, kind}), bytes(x)};
+}
+
+// Vectors of any magnitude: subnormal and infinite halves, int8 scales next to overflow.
+template <KvType kv>
+Outcome test_store(const KernelTable& table, Random& random) {
+    const int type = static_cast<int>(kv);
+    const int head_size = random.between(1, 80), slot = random.between(0, kBlockTokens - 1);
+    const int exponent = random.between(-149, 120), spread = random.between(0, 40);
+    std::vector<float> x = random.values(padded(head_size));
+    for (float& value : x) {
+        value = std::ldexp(value, std::min(exponent + random.between(0, spread), 127));
+        if (kv != KvType::kInt8 && random.chance(0.1)) value = extreme(random);
+    }
+    std::string keys(kv_key_bytes(kv, head_size), '?'), values(kv_value_bytes(kv, head_size), '?');
+    table.store_key[type](x.data(), head_size, slot, keys.data());
+    table.store_value[type](x.data(), head_size, slot, values.data());
+    for (int d = head_size; d < padded(head_size); ++d) {  // beyond a value: anything
+        const size_t element = (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes;
+        values.replace(element * kv_element_bytes(kv), kv_element_bytes(kv), kv_element_bytes(kv),
+                       '?');
+    }
+    return {sizes({head_size, slot, exponent}), keys + values};
 }
 
 // A cache of more blocks than the sequence has, in any order, full of ones bits (NaN) where nothing
@@ -301,6 +328,9 @@ const struct {
     {"rope", test_rope, 1000},
     {"swiglu", test_swiglu, 2000},
     {"softmax", test_softmax, 3000},
+    {"store float32", test_store<KvType::kFloat32>, 200},
+    {"store float16", test_store<KvType::kFloat16>, 3000},
+    {"store int8", test_store<KvType::kInt8>, 2000},
     {"attention float32", test_attention<KvType::kFloat32>, 500},
     {"attention float16", test_attention<KvType::kFloat16>, 500},
     {"attention int8", test_attention<KvType::kInt8>, 500},
