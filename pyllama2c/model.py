@@ -39,6 +39,9 @@ PathLike = str | os.PathLike[str]
 DType = Literal["auto", "float32", "bfloat16", "int8", "int4"]
 KvDType = Literal["float32", "float16", "int8"]
 
+DEFAULT_MODEL = Path(__file__).parent / "assets" / "tonghua-3m.bin"
+"""The model that comes with the package: a teller of Chinese fairy tales."""
+
 _BLOCK_TOKENS = 16  # of the KV cache
 _DEFAULT_KV_BYTES = 512 << 20
 
@@ -51,7 +54,8 @@ class Model:
 
     Args:
         path: a llama2.c checkpoint (v0, v1 or v2; told apart by content), a Hugging Face directory
-            of a ``LlamaForCausalLM``, or a directory of ``pyllama2c train``.
+            of a ``LlamaForCausalLM``, or a directory of ``pyllama2c train``. Default: the model
+            that comes with the package, which tells Chinese fairy tales.
         tokenizer: a `Tokenizer`, or the path of a ``.model``, ``.bin`` or ``.json`` file. Default:
             the one next to the model (``tokenizer.model``, ``tokenizer.bin``, ``tok*``); without
             any, the model still works with token ids.
@@ -74,7 +78,7 @@ class Model:
 
     def __init__(
         self,
-        path: PathLike,
+        path: PathLike | None = None,
         *,
         tokenizer: Tokenizer | PathLike | None = None,
         dtype: DType = "auto",
@@ -84,7 +88,7 @@ class Model:
         prefill_chunk: int = 64,
         kv_memory: int | str | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = DEFAULT_MODEL if path is None else Path(path)
         self._n_threads = (
             _core.available_cpus() if n_threads is None else positive("n_threads", n_threads, 1024)
         )

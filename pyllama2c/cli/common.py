@@ -48,11 +48,9 @@ def open_model(
     dtype: DType = "auto",
     kv_dtype: KvDType = "float32",
 ) -> Model:
-    """Load the model that the command line names."""
+    """Load the model that the command line names, or the one that comes with the package."""
     from pyllama2c.model import Model
 
-    if path is None:
-        raise click.UsageError("Missing argument 'MODEL': a llama2.c checkpoint or a directory.")
     return Model(path, tokenizer=tokenizer, n_threads=threads, dtype=dtype, kv_dtype=kv_dtype)
 
 

@@ -14,7 +14,10 @@ from pyllama2c.cli.common import model_argument, open_model, threads_option, tok
 @tokenizer_option
 @threads_option
 def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> None:
-    """Show what MODEL is: sizes, formats, tokenizer, memory, and how it would run here."""
+    """Show what MODEL is: sizes, formats, tokenizer, memory, and how it would run here.
+
+    Without MODEL it is the one that comes with the package.
+    """
     with open_model(model, tokenizer, threads) as loaded:
         config, about, found = loaded.config, loaded.info(), loaded.tokenizer
     kv = about["kv_bytes_per_token"]

@@ -65,6 +65,7 @@ def run(  # noqa: PLR0917 - click passes every option by name
 ) -> None:
     """Tell a story with MODEL: a llama2.c checkpoint, or a model directory.
 
+    Without MODEL it is a Chinese fairy tale, told by the model that comes with the package.
     The story goes to stdout, the speed and a random seed to stderr. `-m chat` holds a chat
     in Llama 2's format instead, until the end of input (Ctrl-D) or of the context.
     """
