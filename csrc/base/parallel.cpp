@@ -7,6 +7,20 @@
 #include <pthread.h>
 #endif
 
+// ThreadSanitizer does not see how libgomp, which is not compiled for it, starts and joins its
+// threads. This says the same in its own words; elsewhere it is nothing.
+#if defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_release(void*);
+extern "C" void __tsan_acquire(void*);
+#define HAPPENS_BEFORE(address) __tsan_release(address)
+#define HAPPENS_AFTER(address) __tsan_acquire(address)
+#define HIDDEN_FROM_TSAN __attribute__((no_sanitize("thread")))
+#else
+#define HAPPENS_BEFORE(address)
+#define HAPPENS_AFTER(address)
+#define HIDDEN_FROM_TSAN
+#endif
+
 namespace pyllama2c {
 
 namespace {
@@ -51,15 +65,19 @@ void Team::barrier() {
     }
 }
 
-void parallel(int n_threads, const std::function<void(Team&)>& body) {
+HIDDEN_FROM_TSAN void parallel(int n_threads, const std::function<void(Team&)>& body) {
     Team::Shared shared;
 #ifdef _OPENMP
     if (n_threads > 1) {
+        HAPPENS_BEFORE(&shared);
 #pragma omp parallel num_threads(n_threads)
         {
+            HAPPENS_AFTER(&shared);
             Team team(omp_get_thread_num(), omp_get_num_threads(), &shared);
             body(team);
+            HAPPENS_BEFORE(&shared);
         }
+        HAPPENS_AFTER(&shared);
         return;
     }
 #endif

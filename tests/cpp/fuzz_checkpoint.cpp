@@ -25,14 +25,15 @@ size_t heap_now = 0;   // bytes that operator new has handed out
 size_t heap_peak = 0;  // the most of them at once since this was last set
 }  // namespace
 
-void* operator new(size_t bytes) {
+// Not inlined, or GCC takes the malloc inside for a mistake of the caller's.
+__attribute__((noinline)) void* operator new(size_t bytes) {
     void* p = std::malloc(bytes);
     if (p == nullptr) throw std::bad_alloc();
     heap_now += malloc_usable_size(p);
     heap_peak = std::max(heap_peak, heap_now);
     return p;
 }
-void operator delete(void* p) noexcept {
+__attribute__((noinline)) void operator delete(void* p) noexcept {
     if (p != nullptr) heap_now -= malloc_usable_size(p);
     std::free(p);
 }
