@@ -136,6 +136,18 @@ def test_text_is_streamed_and_ctrl_c_stops_it(talkative: Path) -> None:
     assert stderr.strip() == b"interrupted"
 
 
+@pytest.mark.parametrize(
+    ("redirection", "message"), [(">&-", "stdout is closed"), (">/dev/full", "No space left")]
+)
+def test_nowhere_to_write_to(speaker: Path, redirection: str, message: str) -> None:
+    command = f'"$1" -m pyllama2c run "$2" -t 0 -n 5 {redirection}'
+    arguments = ["sh", "-c", command, "sh", sys.executable, str(speaker)]
+    result = subprocess.run(arguments, capture_output=True, check=False, text=True)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_a_reader_that_goes_away_is_no_error(talkative: Path) -> None:
     process = _start("run", talkative, "-t", 0, "-n", 0)
     assert process.stdout is not None

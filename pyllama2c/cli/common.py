@@ -73,6 +73,8 @@ def with_seed(params: SamplingParams) -> SamplingParams:
 
 def show(text: str) -> None:
     """Write text to stdout at once, as UTF-8 whatever the locale says."""
+    if sys.stdout is None:  # so it is if whoever started us has closed it
+        raise click.ClickException("stdout is closed, so there is nowhere to write to")
     sys.stdout.buffer.write(text.encode())
     sys.stdout.buffer.flush()
 
