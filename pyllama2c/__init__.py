@@ -22,6 +22,7 @@ from pyllama2c.sampling import SamplingParams
 from pyllama2c.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
+    from pyllama2c.async_engine import AsyncEngine, AsyncSession, Stream
     from pyllama2c.engine import Engine
     from pyllama2c.requests import Event, Request
     from pyllama2c.session import Prefix, Session, Turn
@@ -31,6 +32,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ArgumentError",
+    "AsyncEngine",
+    "AsyncSession",
     "BusyError",
     "CapacityError",
     "CheckpointError",
@@ -52,6 +55,7 @@ __all__ = [
     "RestoreError",
     "SamplingParams",
     "Session",
+    "Stream",
     "Timings",
     "Tokenizer",
     "TokenizerError",
@@ -62,6 +66,8 @@ __all__ = [
 
 # Imported when they are first used, so that whoever only wants a Model does not wait for them.
 _LAZY = {
+    "AsyncEngine": "async_engine",
+    "AsyncSession": "async_engine",
     "Engine": "engine",
     "EngineStats": "stats",
     "Event": "requests",
@@ -69,6 +75,7 @@ _LAZY = {
     "Prefix": "session",
     "Request": "requests",
     "Session": "session",
+    "Stream": "async_engine",
     "Turn": "session",
 }
 

@@ -139,9 +139,12 @@ class SessionBase:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}: {len(self.ids)} tokens>"
 
-    def _copy(self) -> SessionState:
+    def _copy(self, name: str | None) -> SessionState:
         with self._engine._lock:
-            return self._state.copy()
+            state = self._state.copy()
+        if name is not None:
+            state.name = _checked_name(name)
+        return state
 
     def _show(self, before: tuple[int, ...] | list[int], ids: list[int]) -> str:
         tokenizer = self._engine.model.tokenizer
@@ -309,10 +312,7 @@ class Session(SessionBase):
         It shares the keys and values. Where the same things are said to both, they answer alike,
         unless one is given another seed.
         """
-        state = self._copy()
-        if name is not None:
-            state.name = _checked_name(name)
-        return Session(self._engine, state)
+        return Session(self._engine, self._copy(name))
 
 
 def new_state(
