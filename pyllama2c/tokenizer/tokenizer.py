@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from pyllama2c.errors import ArgumentError, TokenizerError
-from pyllama2c.tokenizer import llama2c_bin, tokenizer_json
 from pyllama2c.tokenizer.model_proto import (
     ADD_DUMMY_PREFIX,
     NORMALIZER_SPEC,
@@ -73,6 +72,8 @@ class Tokenizer:
         except OSError as error:
             raise TokenizerError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
         if data[:1] == b"{":
+            from pyllama2c.tokenizer import tokenizer_json  # what few need is imported when needed
+
             settings = path.with_name("tokenizer_config.json")
             beside = settings.read_bytes() if settings.is_file() else b"{}"
             model = tokenizer_json.to_model_proto(data, str(path), beside)
@@ -81,6 +82,8 @@ class Tokenizer:
         # these bytes belong to max_token_length, whose upper two are zero.
         if data[:1] == b"\x0a" and data[2:4] != b"\0\0":
             return cls(data, path=path)
+        from pyllama2c.tokenizer import llama2c_bin
+
         return cls(llama2c_bin.to_model_proto(data, str(path)), path=path, kind="llama2.c")
 
     @property
