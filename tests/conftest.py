@@ -46,6 +46,18 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_v0(folder / "model.bin", config, models.random_tensors(config))
 
 
+@pytest.fixture(scope="session")
+def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that takes long, and never ends a text: all its weights are zero."""
+    folder = tmp_path_factory.mktemp("talkative")
+    vocabulary = vocabularies.train("byte fallback")
+    (folder / "tokenizer.model").write_bytes(vocabulary)
+    size = len(vocabularies.pieces(vocabulary))
+    config = ModelConfig(256, 1024, 8, 4, 4, size, 65536)
+    tensors = {name: 0 * array for name, array in models.random_tensors(config).items()}
+    return models.write_v0(folder / "model.bin", config, tensors)
+
+
 @dataclass
 class Result:
     """What a command did."""

@@ -11,11 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import models
 import pytest
-import vocabularies
 
-from pyllama2c import Model, ModelConfig
+from pyllama2c import Model
 
 Cli = Callable[..., Any]
 
@@ -104,18 +102,6 @@ def test_output_is_utf8_whatever_stdout_is_set_to(speaker: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}
     result = subprocess.run(command, capture_output=True, check=False, env=environment)
     assert result.stdout.decode().startswith("小兔子🐰"), result.stderr
-
-
-@pytest.fixture(scope="module")
-def talkative(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that takes long, and never ends a text: all its weights are zero."""
-    folder = tmp_path_factory.mktemp("talkative")
-    vocabulary = vocabularies.train("byte fallback")
-    (folder / "tokenizer.model").write_bytes(vocabulary)
-    size = len(vocabularies.pieces(vocabulary))
-    config = ModelConfig(256, 1024, 8, 4, 4, size, 65536)
-    tensors = {name: 0 * array for name, array in models.random_tensors(config).items()}
-    return models.write_v0(folder / "model.bin", config, tensors)
 
 
 def _start(*arguments: object) -> subprocess.Popen[bytes]:
