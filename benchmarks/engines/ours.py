@@ -1,0 +1,72 @@
+"""pyllama2c itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engines.base import Request, Server, Setup, Source
+
+KV_DTYPES = {"float32": "float32", "bfloat16": "float16", "int8": "int8", "int4": "int8"}
+
+KV_MEMORY = "1GiB"
+
+
+class Pyllama2c(Server):
+    """`Model.generate`; keys and values about as wide as the weights."""
+
+    @staticmethod
+    def version() -> str:
+        """Of pyllama2c."""
+        import pyllama2c
+
+        return pyllama2c.__version__
+
+    @classmethod
+    def prepare(cls, source: Source, width: str) -> Path:
+        """Nothing to do: the checkpoint is quantized as it is loaded."""
+        return source.checkpoint
+
+    def __init__(self, path: Path, setup: Setup) -> None:
+        """Load the checkpoint."""
+        from pyllama2c import Model
+
+        kv_dtype = KV_DTYPES[setup.width]
+        self.setting = f"kv {kv_dtype}"
+        self._model = Model(
+            path,
+            dtype=setup.width,
+            kv_dtype=kv_dtype,
+            n_threads=setup.threads,
+            max_sequences=setup.n_sequences,
+        )
+        self._setup = setup
+        self._engine: Any = None
+        self._numbers: dict[Any, int] = {}
+
+    def generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
+        """`Model.generate` with a list."""
+        completions = self._model.generate(
+            prompts, max_tokens=new_tokens, temperature=0, ignore_eos=True
+        )
+        return [list(completion.token_ids) for completion in completions]
+
+    def submit(self, index: int, request: Request) -> None:
+        """`Engine.submit`; the engine finds shared beginnings by itself."""
+        if self._engine is None:
+            from pyllama2c import Engine
+
+            self._engine = Engine(
+                self._model, max_sequences=self._setup.n_sequences, kv_memory=KV_MEMORY
+            )
+        ours = self._engine.submit(
+            request.prompt, max_tokens=request.new_tokens, temperature=0, ignore_eos=True
+        )
+        self._numbers[ours] = index
+
+    def step(self) -> list[tuple[int, int]]:
+        """`Engine.step`."""
+        return [
+            (self._numbers[event.request], len(event.chunk.token_ids))
+            for event in self._engine.step()
+        ]
