@@ -1,4 +1,5 @@
 // AVX2 + FMA: a vector of 16 floats is two registers.
+#include <float.h>
 #include <immintrin.h>
 
 #include "kernels/exp.h"
@@ -52,6 +53,10 @@ inline Vec power_of_two(Vec shifted) {
 inline Vec keep_above(Vec x, Vec limit, Vec y) {
     return {_mm256_and_ps(_mm256_cmp_ps(x.lo, limit.lo, _CMP_GE_OQ), y.lo),
             _mm256_and_ps(_mm256_cmp_ps(x.hi, limit.hi, _CMP_GE_OQ), y.hi)};
+}
+inline Vec select_below(Vec a, Vec b, Vec x, Vec y) {
+    return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
+            _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
 }
 inline Vec low_lanes(Vec x, int n, Vec y) {
     const __m256i count = _mm256_set1_epi32(n);
@@ -172,6 +177,8 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 
 #include "kernels/vector_kernels.h"
 
+#include "kernels/vector_int4.h"
+
 }  // namespace
 
 const KernelTable avx2_kernels = {
@@ -181,6 +188,7 @@ const KernelTable avx2_kernels = {
     matmul_q8,
     matmul_q4,
     quantize,
+    quantize_int4,
     rmsnorm,
     rope,
     swiglu,

@@ -1,4 +1,5 @@
 // AVX-512: a vector of 16 floats is one register. Needs F, BW, DQ, VL and VNNI.
+#include <float.h>
 #include <immintrin.h>
 
 #include "kernels/exp.h"
@@ -36,6 +37,9 @@ inline Vec power_of_two(Vec shifted) {
 }
 inline Vec keep_above(Vec x, Vec limit, Vec y) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), y);
+}
+inline Vec select_below(Vec a, Vec b, Vec x, Vec y) {
+    return _mm512_mask_mov_ps(y, _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), x);
 }
 inline Vec low_lanes(Vec x, int n, Vec y) {
     return _mm512_mask_mov_ps(y, static_cast<__mmask16>((1u << n) - 1u), x);
@@ -100,6 +104,8 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 
 #include "kernels/vector_kernels.h"
 
+#include "kernels/vector_int4.h"
+
 }  // namespace
 
 const KernelTable avx512_kernels = {
@@ -109,6 +115,7 @@ const KernelTable avx512_kernels = {
     matmul_q8,
     matmul_q4,
     quantize,
+    quantize_int4,
     rmsnorm,
     rope,
     swiglu,

@@ -1,5 +1,6 @@
 // NEON with the dot product instructions (ARMv8.2): a vector of 16 floats is four registers.
 #include <arm_neon.h>
+#include <float.h>
 
 #include "kernels/exp.h"
 #include "kernels/kernels.h"
@@ -75,6 +76,10 @@ inline Vec keep_above(Vec x, Vec limit, Vec y) {
         const uint32x4_t above = vcgeq_f32(x.part[i], limit.part[i]);
         return vreinterpretq_f32_u32(vandq_u32(above, vreinterpretq_u32_f32(y.part[i])));
     });
+}
+inline Vec select_below(Vec a, Vec b, Vec x, Vec y) {
+    return each(
+        [=](int i) { return vbslq_f32(vcltq_f32(a.part[i], b.part[i]), x.part[i], y.part[i]); });
 }
 inline Vec low_lanes(Vec x, int n, Vec y) {
     static const int32_t lanes[4] = {0, 1, 2, 3};
@@ -187,6 +192,8 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 
 #include "kernels/vector_kernels.h"
 
+#include "kernels/vector_int4.h"
+
 }  // namespace
 
 const KernelTable neon_kernels = {
@@ -196,6 +203,7 @@ const KernelTable neon_kernels = {
     matmul_q8,
     matmul_q4,
     quantize,
+    quantize_int4,
     rmsnorm,
     rope,
     swiglu,

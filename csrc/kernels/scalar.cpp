@@ -1,4 +1,5 @@
 // The definition of every kernel: plain loops in the one canonical order. Slow and sure.
+#include <cfloat>
 #include <cmath>
 #include <cstring>
 
@@ -140,6 +141,54 @@ void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_
     }
 }
 
+// 0 where the scale is
+float inverse_of(float scale) { return std::fabs(scale) >= FLT_MIN ? 1.0f / scale : 0.0f; }
+
+float int4_steps(float x, float inverse) {
+    const float steps = x * inverse;
+    const float above = steps > -8.0f ? steps : -8.0f;
+    return (above < 7.0f ? above : 7.0f) + kRoundMagic - kRoundMagic;
+}
+
+// x: [32] at a distance of 16
+float best_int4_scale(const float* x) {
+    float extreme = 0.0f;
+    for (int i = 0; i < kInt4Group; ++i) {
+        const float xi = x[i * kLanes];
+        extreme = std::fabs(extreme) < std::fabs(xi) ? xi : extreme;
+    }
+    float best = extreme / -8.0f, least = INFINITY;
+    for (const float steps : kInt4Steps) {
+        float scale = extreme / steps;
+        for (int refined = 0; refined < 2; ++refined) {  // once, to the least-squares fit
+            const float inverse = inverse_of(scale);
+            float error = 0.0f, along = 0.0f, length = 0.0f;
+            for (int i = 0; i < kInt4Group; ++i) {
+                const float q = int4_steps(x[i * kLanes], inverse);
+                const float miss = q * scale - x[i * kLanes];
+                error += miss * miss;
+                along += q * x[i * kLanes];
+                length += q * q;
+            }
+            best = error < least ? scale : best;
+            least = error < least ? error : least;
+            scale = length >= 1.0f ? along / length : 0.0f;
+        }
+    }
+    best = best > -kLargestHalf ? best : -kLargestHalf;
+    return best < kLargestHalf ? best : kLargestHalf;
+}
+
+void quantize_int4(const float* x, int8_t* q, uint16_t* scales) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+        scales[lane] = float_to_half(best_int4_scale(x + lane));
+        const float inverse = inverse_of(half_to_float(scales[lane]));
+        for (int i = lane; i < kInt4Group * kLanes; i += kLanes) {
+            q[i] = static_cast<int8_t>(int4_steps(x[i], inverse));
+        }
+    }
+}
+
 void rmsnorm(const float* x, const float* weight, int n, float eps, float* y) {
     float lanes[kLanes] = {};
     for (int i = 0; i < n; ++i) lanes[i % kLanes] = std::fma(x[i], x[i], lanes[i % kLanes]);
@@ -263,6 +312,7 @@ const KernelTable scalar_kernels = {
     matmul_q8,
     matmul_q4,
     quantize,
+    quantize_int4,
     rmsnorm,
     rope,
     swiglu,

@@ -9,6 +9,7 @@
 //   swap_pairs     lanes (0 1 2 3 ...) -> (1 0 3 2 ...)
 //   power_of_two   2^n from the float n + kRoundMagic
 //   keep_above(x, limit, y)  y where x >= limit, else 0 (also where x is NaN)
+//   select_below(a, b, x, y) x where a < b, else y (also where one is NaN)
 //   low_lanes(x, n, y)       x in lanes below n, y in the others
 //   sum max_lane             by the fixed tree
 //   abs  load_half store_half (half precision)  load_signed_bytes

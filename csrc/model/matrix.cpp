@@ -5,7 +5,6 @@
 #include <cstring>
 #include <vector>
 
-#include "kernels/exp.h"
 #include "kernels/half.h"
 
 namespace pyllama2c {
@@ -63,13 +62,14 @@ void pack_bfloat16(const Matrix& to, char* panel, const float* rows) {
 
 // One scale per row, max|w| / 127: with activations rounded to int8 too, finer scales gain little
 // (see docs/performance.md), and cost 3 % of the bandwidth.
-void pack_int8(const Matrix& to, char* panel, char* scales, const float* rows) {
+void pack_int8(const Matrix& to, char* panel, char* scales, const float* rows,
+               const KernelTable& kernels) {
     const int stride = padded(to.k);
     std::vector<int8_t> row(stride);
     for (int lane = 0; lane < kLanes; ++lane) {
         int32_t sum = 0;
         float* scale = reinterpret_cast<float*>(scales) + lane;
-        kernels().quantize(rows + lane * stride, to.k, stride, row.data(), scale, &sum);
+        kernels.quantize(rows + lane * stride, to.k, stride, row.data(), scale, &sum);
         for (int i = 0; i < (to.k + 3) / 4; ++i) {
             uint32_t quad;
             std::memcpy(&quad, row.data() + i * 4, 4);
@@ -79,73 +79,26 @@ void pack_int8(const Matrix& to, char* panel, char* scales, const float* rows) {
     }
 }
 
-// ---- int4 ----
-
-struct Int4Group {
-    float x[kInt4Group];
-    int8_t q[kInt4Group];
-};
-
-// Rounds to -8 .. 7 steps of `scale` and returns the squared error.
-float round_group(Int4Group& group, float scale) {
-    const float inverse = scale != 0.0f ? 1.0f / scale : 0.0f;
-    float error = 0.0f;
-    for (int i = 0; i < kInt4Group; ++i) {
-        const float steps = std::min(std::max(group.x[i] * inverse, -8.0f), 7.0f);
-        const float whole = steps + kRoundMagic - kRoundMagic;
-        group.q[i] = static_cast<int8_t>(whole);
-        const float miss = whole * scale - group.x[i];
-        error += miss * miss;
-    }
-    return error;
-}
-
-// The half-precision scale with the least squared error among a few that put the largest weight
-// on -8 or a little beyond it, each refined once to the least-squares fit of its rounding.
-uint16_t best_int4_scale(Int4Group& group) {
-    float extreme = 0.0f;
-    for (const float x : group.x) {
-        if (std::fabs(x) > std::fabs(extreme)) extreme = x;
-    }
-    float least = INFINITY;
-    uint16_t best = 0;
-    const auto consider = [&](float scale) {
-        const uint16_t half = float_to_half(scale);
-        const float error = round_group(group, half_to_float(half));
-        if (error < least) {
-            least = error;
-            best = half;
-        }
-    };
-    for (const float steps : {-6.5f, -7.0f, -7.5f, -8.0f, -8.5f, -9.0f, 7.0f, 7.5f}) {
-        consider(extreme / steps);
-        float along = 0.0f, length = 0.0f;
-        for (int i = 0; i < kInt4Group; ++i) {
-            along += static_cast<float>(group.q[i]) * group.x[i];
-            length += static_cast<float>(group.q[i]) * static_cast<float>(group.q[i]);
-        }
-        if (length > 0.0f) consider(along / length);
-    }
-    round_group(group, half_to_float(best));
-    return best;
-}
-
-void pack_int4(const Matrix& to, char* panel, char* scales, const float* rows) {
-    const int stride = padded(to.k);
+void pack_int4(const Matrix& to, char* panel, char* scales, const float* rows,
+               const KernelTable& kernels) {
+    const int stride = padded(to.k), octets = (to.k + 7) / 8;
     uint16_t* half_scales = reinterpret_cast<uint16_t*>(scales);
-    for (int lane = 0; lane < kLanes; ++lane) {
-        for (int g = 0; g < to.groups(); ++g) {
-            const int start = g * kInt4Group;
-            Int4Group group{};
-            const int count = std::min(kInt4Group, stride - start);
-            std::copy_n(rows + lane * stride + start, count, group.x);
-            half_scales[g * kLanes + lane] = best_int4_scale(group);
-            const int octets = std::min(kInt4Group, (to.k + 7) / 8 * 8 - start) / 8;
-            for (int o = 0; o < octets; ++o) {
-                char* out = panel + ((start / 8 + o) * static_cast<size_t>(kLanes) + lane) * 4;
-                for (int i = 0; i < 4; ++i) {
-                    const int low = group.q[o * 8 + i] + 8, high = group.q[o * 8 + 4 + i] + 8;
-                    out[i] = static_cast<char>(low | high << 4);
+    alignas(64) float x[kInt4Group][kLanes];
+    alignas(64) int8_t q[kInt4Group][kLanes];
+    for (int g = 0; g < to.groups(); ++g) {
+        const int start = g * kInt4Group, count = std::min(kInt4Group, stride - start);
+        for (int i = 0; i < kInt4Group; ++i) {
+            for (int lane = 0; lane < kLanes; ++lane) {
+                x[i][lane] = i < count ? rows[lane * stride + start + i] : 0.0f;
+            }
+        }
+        kernels.quantize_int4(x[0], q[0], half_scales + g * kLanes);
+        for (int o = 0; o < kInt4Group / 8 && start / 8 + o < octets; ++o) {
+            char* out = panel + (start / 8 + o) * static_cast<size_t>(kLanes) * 4;
+            for (int i = 0; i < 4; ++i) {
+                for (int lane = 0; lane < kLanes; ++lane) {
+                    const int low = q[o * 8 + i][lane] + 8, high = q[o * 8 + 4 + i][lane] + 8;
+                    out[lane * 4 + i] = static_cast<char>(low | high << 4);
                 }
             }
         }
@@ -154,14 +107,14 @@ void pack_int4(const Matrix& to, char* panel, char* scales, const float* rows) {
 
 }  // namespace
 
-void pack_panel(const Matrix& to, int panel, const float* rows) {
+void pack_panel(const Matrix& to, int panel, const float* rows, const KernelTable& kernels) {
     char* data = to.data + panel * to.panel_bytes();
     char* scales = to.scales + panel * to.panel_scale_bytes();
     switch (to.packing) {
         case Packing::kFloat32: return pack_float32(to, data, rows);
         case Packing::kBFloat16: return pack_bfloat16(to, data, rows);
-        case Packing::kInt8: return pack_int8(to, data, scales, rows);
-        case Packing::kInt4: return pack_int4(to, data, scales, rows);
+        case Packing::kInt8: return pack_int8(to, data, scales, rows, kernels);
+        case Packing::kInt4: return pack_int4(to, data, scales, rows, kernels);
     }
 }
 

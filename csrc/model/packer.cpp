@@ -39,14 +39,15 @@ void Packer::run(int n_threads) {
     for (const Panel& panel : panels_) widest = std::max<size_t>(widest, padded(panel.to->k));
     std::vector<Buffer<float>> scratch(n_threads);
     for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * kLanes);
+    const KernelTable& table = kernels();
     parallel(n_threads, [&](Team& team) {
         float* rows = scratch[team.rank()].data();
-        for (size_t i = next++; i < panels_.size(); i = next++) pack(panels_[i], rows);
+        for (size_t i = next++; i < panels_.size(); i = next++) pack(panels_[i], rows, table);
     });
 }
 
 // rows: scratch [16][padded(k)]
-void Packer::pack(const Panel& panel, float* rows) {
+void Packer::pack(const Panel& panel, float* rows, const KernelTable& kernels) {
     const Matrix& to = *panel.to;
     if (to.packing == Packing::kInt8 && to.group_scales) {
         Int8Rows source{};
@@ -70,7 +71,7 @@ void Packer::pack(const Panel& panel, float* rows) {
         }
         std::fill(row + to.k, row + stride, 0.0f);
     }
-    pack_panel(to, panel.index, rows);
+    pack_panel(to, panel.index, rows, kernels);
 }
 
 }  // namespace pyllama2c

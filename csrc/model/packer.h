@@ -29,7 +29,7 @@ class Packer {
     };
 
     size_t append_panels(const Matrix& to);
-    static void pack(const Panel& panel, float* rows);
+    static void pack(const Panel& panel, float* rows, const KernelTable& kernels);
 
     std::vector<Panel> panels_;
 };

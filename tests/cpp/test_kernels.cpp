@@ -11,6 +11,7 @@
 
 #include "base/cpu_info.h"
 #include "check.h"
+#include "kernels/half.h"
 #include "kernels/kernels.h"
 #include "random.h"
 
@@ -200,6 +201,25 @@ Outcome test_quantize(const KernelTable& table, Random& random) {
     return {sizes({n, group}), bytes(q) + bytes(scales) + bytes(sums)};
 }
 
+Outcome test_quantize_int4(const KernelTable& table, Random& random) {
+    const float size = std::pow(10.0f, random.value(-9, 6));
+    std::vector<float> x = random.values(kInt4Group * kLanes, -size, size);
+    for (float& value : x) {
+        if (random.chance(0.05)) value = random.chance(0.1) ? extreme(random) : 0.0f;
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {  // rows of zeros, and of whole numbers of steps
+        if (!random.chance(0.2)) continue;
+        const float step = random.chance(0.3) ? 0.0f : 0.25f;
+        for (int i = lane; i < kInt4Group * kLanes; i += kLanes) {
+            x[i] = step * static_cast<float>(random.between(-16, 16));
+        }
+    }
+    std::vector<int8_t> q(kInt4Group * kLanes + 1, 7);
+    std::vector<uint16_t> scales(kLanes + 1, 7);
+    table.quantize_int4(x.data(), q.data(), scales.data());
+    return {sizes({kInt4Group, kLanes}), bytes(q) + bytes(scales)};
+}
+
 Outcome test_rmsnorm(const KernelTable& table, Random& random) {
     const int n = random.between(1, 300);
     const std::vector<float> x = padded_values(random, n), weight = padded_values(random, n);
@@ -324,6 +344,7 @@ const struct {
     {"matmul_q8", test_matmul_q8, 1000},
     {"matmul_q4", test_matmul_q4, 700},
     {"quantize", test_quantize, 2000},
+    {"quantize_int4", test_quantize_int4, 3000},
     {"rmsnorm", test_rmsnorm, 2000},
     {"rope", test_rope, 1000},
     {"swiglu", test_swiglu, 2000},
@@ -441,6 +462,51 @@ void quantize_is_right() {
     CHECK(sums[0] == expected_sums[0] && sums[1] == expected_sums[1]);
 }
 
+double int4_error(const float* x, double scale) {
+    double error = 0;
+    for (int i = 0; i < kInt4Group; ++i) {
+        const double q = std::clamp(std::nearbyint(x[i * kLanes] / scale), -8.0, 7.0);
+        error += std::pow(q * scale - x[i * kLanes], 2);
+    }
+    return error;
+}
+
+void quantize_int4_is_right() {
+    Random random(7);
+    double found = 0, possible = 0;
+    for (int times = 0; times < 20; ++times) {
+        std::vector<float> x(kInt4Group * kLanes);
+        for (float& value : x) {  // about normal
+            for (int i = 0; i < 6; ++i) value += random.value(-0.03f, 0.03f);
+        }
+        std::vector<int8_t> q(x.size());
+        std::vector<uint16_t> scales(kLanes);
+        scalar_kernels.quantize_int4(x.data(), q.data(), scales.data());
+        for (int lane = 0; lane < kLanes; ++lane) {
+            const float scale = half_to_float(scales[lane]);
+            double error = 0, least = INFINITY;
+            for (size_t i = lane; i < x.size(); i += kLanes) {
+                CHECK(q[i] >= -8 && q[i] <= 7);
+                error += std::pow(q[i] * scale - x[i], 2);
+            }
+            CHECK(std::abs(error / int4_error(&x[lane], scale) - 1) < 1e-3);
+            for (double step = 0.5; step < 2; step *= 1.002) {
+                least = std::min(least, int4_error(&x[lane], scale * step));
+                least = std::min(least, int4_error(&x[lane], -scale * step));
+            }
+            found += error;
+            possible += least;
+        }
+    }
+    CHECK(found < 1.02 * possible, found / possible);
+    // What no half can hold becomes the largest there is.
+    std::vector<float> x(kInt4Group * kLanes, 3e38f);
+    std::vector<int8_t> q(x.size());
+    std::vector<uint16_t> scales(kLanes);
+    scalar_kernels.quantize_int4(x.data(), q.data(), scales.data());
+    CHECK(q[0] * half_to_float(scales[0]) == 8 * kLargestHalf, q[0] * half_to_float(scales[0]));
+}
+
 void exp_is_right() {
     // softmax of (x, 0): its first value is exp(x) / (exp(x) + 1)
     double worst = 0;
@@ -489,6 +555,7 @@ int main() {
     rmsnorm_is_right();
     attention_is_right();
     quantize_is_right();
+    quantize_int4_is_right();
     every_table_equals_scalar();
     return check::finish("test_kernels");
 }
