@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,18 @@ from pyllama2c.config import ModelConfig
 # A slow moment of the machine is no failure; and runs that repeat are easier to trust.
 settings.register_profile("pyllama2c", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("pyllama2c")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Python looks for modules in the current folder: the sources must not hide the installation.
+
+    The programs that tests start would otherwise find them there, without the compiled module.
+    """
+    before = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("elsewhere"))
+    yield
+    os.chdir(before)
 
 
 @pytest.fixture(scope="session")
