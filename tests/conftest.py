@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,11 @@ from pyllama2c.config import ModelConfig
 # A slow moment of the machine is no failure; and runs that repeat are easier to trust.
 settings.register_profile("pyllama2c", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("pyllama2c")
+
+
+# A shell that starts something in the background may have it ignore Ctrl-C, and so would the
+# programs that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -127,6 +128,8 @@ def test_bytes_that_are_no_utf8(speaker: Path) -> None:
 def _read(terminal: int, until: bytes) -> bytes:
     seen = b""
     while not seen.endswith(until):
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, f"nothing but {seen!r} for a minute"
         try:
             seen += os.read(terminal, 1)
         except OSError:  # the other side is closed
