@@ -63,7 +63,7 @@ class Measure:
 MEASURES = {
     "decode_1": Measure(1, 2, 128),
     "decode_8": Measure(8, 2, 64),
-    "decode_64": Measure(64, 2, 64),
+    "decode_64": Measure(64, 2, 32),
     "prefill_256": Measure(1, 256, 1),
 }
 SMOKE_MEASURES = {

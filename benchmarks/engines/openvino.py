@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class OpenVino(Server):
         scheduler = genai.SchedulerConfig()
         scheduler.max_num_seqs = setup.n_sequences
         scheduler.max_num_batched_tokens = 512
-        scheduler.cache_size = 2  # GiB
+        scheduler.cache_size = 1  # GiB
         scheduler.dynamic_split_fuse = True
         scheduler.enable_prefix_caching = bool(setup.shared)
         properties = {
@@ -70,6 +71,8 @@ class OpenVino(Server):
         self._config = genai.GenerationConfig()
         self._config.do_sample = False
         self._config.ignore_eos = True
+        self._n_sequences = setup.n_sequences
+        self._waiting: deque[tuple[int, Request]] = deque()
         self._handles: dict[int, Any] = {}
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -84,13 +87,13 @@ class OpenVino(Server):
         return [list(handle.read_all()[0].generated_ids) for handle in handles]
 
     def submit(self, index: int, request: Request) -> None:
-        """Add a request; the pipeline finds shared beginnings by itself."""
-        self._config.max_new_tokens = request.new_tokens
-        prompt = self._tensor(np.array([request.prompt], np.int64))
-        self._handles[index] = self._pipeline.add_request(index, prompt, self._config)
+        """Queue it until there is room: the pipeline itself runs any number at once."""
+        self._waiting.append((index, request))
 
     def step(self) -> list[tuple[int, int]]:
-        """One step, then a look at every handle."""
+        """One step, then a look at every handle; shared beginnings it finds by itself."""
+        while self._waiting and len(self._handles) < self._n_sequences:
+            self._add(*self._waiting.popleft())
         self._pipeline.step()
         news = []
         for index, handle in list(self._handles.items()):
@@ -100,3 +103,8 @@ class OpenVino(Server):
             if handle.get_status() != self._running:
                 del self._handles[index]
         return news
+
+    def _add(self, index: int, request: Request) -> None:
+        self._config.max_new_tokens = request.new_tokens
+        prompt = self._tensor(np.array([request.prompt], np.int64))
+        self._handles[index] = self._pipeline.add_request(index, prompt, self._config)
