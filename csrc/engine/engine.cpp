@@ -133,8 +133,16 @@ std::vector<Progress> Engine::wait(const std::vector<uint64_t>& ids, bool until_
     while (true) {
         std::vector<Progress> progress = fetch(ids, until_finished);
         if (!progress.empty() || std::none_of(ids.begin(), ids.end(), known)) return progress;
-        compute_some(lock, kNever, interrupted);
+        // There may be nothing to do: those waited for are set aside until somebody reads.
+        if (!compute_some(lock, kNever, interrupted)) rest(lock, kNever, interrupted);
     }
+}
+
+void Engine::rest(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted) {
+    news_.wait_until(lock, std::min(deadline, Clock::now() + std::chrono::milliseconds(20)));
+    lock.unlock();
+    interrupted();
+    lock.lock();
 }
 
 std::vector<uint64_t> Engine::compute(Clock::time_point until, const Interrupted& interrupted) {
@@ -177,12 +185,9 @@ Clock::time_point Engine::cautious(Clock::time_point deadline) const {
 // One stretch of computing: to the end of a pass, to the deadline, or to the next request's
 // deadline. Where another thread computes, waits for a while instead. False: nothing to do.
 bool Engine::compute_some(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted) {
-    end_overdue();
+    if (end_overdue()) return true;
     if (computing_) {
-        news_.wait_until(lock, std::min(deadline, Clock::now() + std::chrono::milliseconds(20)));
-        lock.unlock();
-        interrupted();
-        lock.lock();
+        rest(lock, deadline, interrupted);
         return true;
     }
     if (scheduled_.empty() && !start_pass()) return false;
@@ -311,9 +316,11 @@ void Engine::slide(Sequence& s) const {
     }
 }
 
-void Engine::end_overdue() {
+// Whether any request was overdue.
+bool Engine::end_overdue() {
     const Clock::time_point now = Clock::now();
-    if (now < next_deadline_) return;
+    if (now < next_deadline_) return false;
+    const uint64_t expired = stats_.expired;
     next_deadline_ = kNever;
     for (const auto& [id, sequence] : requests_) {
         if (sequence->finish != FinishReason::kNone) continue;
@@ -325,6 +332,7 @@ void Engine::end_overdue() {
         ++stats_.expired;
         announce(*sequence);
     }
+    return stats_.expired > expired;
 }
 
 bool Engine::has_work() {

@@ -93,6 +93,7 @@ class Engine {
   private:
     using Lock = std::unique_lock<std::mutex>;
 
+    void rest(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted);
     bool compute_some(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted);
     void compute_until(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted);
     bool start_pass();
@@ -102,7 +103,7 @@ class Engine {
     void accept(Sequence& sequence, int32_t token, Clock::time_point now);
     void slide(Sequence& sequence) const;
     void retire(const std::shared_ptr<Sequence>& sequence, FinishReason reason);
-    void end_overdue();
+    bool end_overdue();
     void announce(Sequence& sequence);
     std::vector<Progress> fetch(const std::vector<uint64_t>& ids, bool until_finished);
 

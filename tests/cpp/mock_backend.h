@@ -66,16 +66,19 @@ class MockBackend : public Backend {
     float* logits(int i) override { return logits_.data() + i * padded(config_.vocab_size); }
     void softmax(float* x, int n) const override { scalar_kernels.softmax(x, n); }
 
-    // What an engine must generate from this prompt, computed without one.
-    std::vector<int32_t> expected(std::vector<int32_t> tokens, const SamplingParams& params) const {
-        const size_t n_prompt = tokens.size();
-        const size_t longest = std::min<size_t>(config_.max_seq_len, cache_.size()) + 1;
-        Sampler sampler(params, tokens, n_prompt);
+    // What an engine must generate from this prompt, computed without one. n_keep: as in
+    // RequestOptions; where the context slides, max_tokens must end the text.
+    std::vector<int32_t> expected(std::vector<int32_t> tokens, const SamplingParams& params,
+                                  int n_keep = -1) const {
+        const size_t longest = std::min<size_t>(config_.max_seq_len, cache_.size());
+        Sampler sampler(params, tokens, tokens.size());
+        std::vector<int32_t> text;
         std::vector<float> row(padded(config_.vocab_size));
-        while (tokens.size() < longest) {
-            if (params.max_tokens >= 0 &&
-                tokens.size() - n_prompt >= static_cast<size_t>(params.max_tokens)) {
-                break;
+        while (params.max_tokens < 0 || text.size() < static_cast<size_t>(params.max_tokens)) {
+            while (tokens.size() > longest) {
+                if (n_keep < 0) return text;
+                const auto kept = tokens.begin() + n_keep;
+                tokens.erase(kept, kept + static_cast<std::ptrdiff_t>(longest - n_keep) / 2);
             }
             uint64_t hash = 0;
             for (const int32_t token : tokens) hash = mix(hash, token);
@@ -86,9 +89,10 @@ class MockBackend : public Backend {
                 break;
             }
             tokens.push_back(token);
+            text.push_back(token);
             sampler.accept(token);
         }
-        return {tokens.begin() + static_cast<std::ptrdiff_t>(n_prompt), tokens.end()};
+        return text;
     }
 
     size_t n_rows_computed = 0;

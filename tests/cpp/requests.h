@@ -18,11 +18,13 @@ struct Request {
 };
 
 struct MockEngine {
-    MockEngine(int max_seq_len, int n_blocks, int max_sequences, int prefill_chunk) {
-        auto mock = std::make_unique<MockBackend>(kVocabulary, max_seq_len,
-                                                  max_sequences + prefill_chunk, n_blocks);
+    MockEngine(int max_seq_len, int n_blocks, int max_sequences, int prefill_chunk,
+               int64_t max_waiting = -1, int n_layers = 1) {
+        auto mock = std::make_unique<MockBackend>(
+            kVocabulary, max_seq_len, max_sequences + prefill_chunk, n_blocks, n_layers);
         backend = mock.get();
-        engine = std::make_unique<Engine>(std::move(mock), max_sequences, prefill_chunk);
+        engine =
+            std::make_unique<Engine>(std::move(mock), max_sequences, prefill_chunk, max_waiting);
     }
 
     uint64_t submit(const Request& request, int priority = 0) {
