@@ -46,6 +46,7 @@ constexpr float kLargestHalf = 65504.0f;
 // sum = fma(float(exact integer sum), weight scale * activation scale, sum).
 struct Matmul {
     const void* w;
+    const void* w_next;    // what this thread will multiply with next, to be prefetched
     const void* w_scales;  // quantized
     size_t w_scale_step;   // from one group's scales to the next: 16, or 0 where a row has one
     int k;
@@ -85,6 +86,7 @@ struct Attention {
     const float* q;              // [head_size]
     const char* k_base;          // block 0's keys of this layer and head
     const char* v_base;          // block 0's values
+    const char* k_ahead;         // block 0's keys of the head that comes next, to be prefetched
     size_t block_stride;         // bytes from one block to the next
     const int32_t* block_table;  // [ceil(n_tokens / 16)] block numbers
     int n_tokens;                // >= 1

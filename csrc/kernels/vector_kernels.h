@@ -53,9 +53,24 @@ inline void store_tile(const Matmul& m, int panel, int row, const Vec (&sums)[R]
     }
 }
 
+constexpr size_t kLine = 64, kAhead = 64;  // bytes; lines
+
+// Asks for weights that will be wanted in a while: the same panels kAhead lines further on, or at
+// their end the beginning of the next ones. The hardware's prefetchers start anew in each panel.
+template <int P>
+inline void prefetch(const char* w, size_t stride, size_t offset, const char* next) {
+    offset += kAhead * kLine;
+    const char* from = offset < stride ? w + offset : next + (offset - stride);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) __builtin_prefetch(from + p * stride, 0, 2);
+}
+
 struct F32Tile {
+    static inline size_t panel_bytes(const Matmul& m) {
+        return static_cast<size_t>(m.k) * kLanes * 4;
+    }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row) {
+    static inline void run(const Matmul& m, int panel, int row, const char* next) {
         const size_t stride = static_cast<size_t>(m.k) * kLanes;
         const float* w = static_cast<const float*>(m.w) + panel * stride;
         const float* x = m.x + row * m.x_stride;
@@ -69,6 +84,7 @@ struct F32Tile {
             Vec weights[P];
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) weights[p] = load(w + p * stride + i * kLanes);
+            prefetch<P>(reinterpret_cast<const char*>(w), stride * 4, i * kLine, next);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec value = set1(x[r * m.x_stride + i]);
@@ -81,8 +97,11 @@ struct F32Tile {
 };
 
 struct Bf16Tile {
+    static inline size_t panel_bytes(const Matmul& m) {
+        return static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes * 2;
+    }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row) {
+    static inline void run(const Matmul& m, int panel, int row, const char* next) {
         const size_t stride = static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes;
         const uint16_t* w = static_cast<const uint16_t*>(m.w) + panel * stride;
         const float* x = m.x + row * m.x_stride;
@@ -97,6 +116,7 @@ struct Bf16Tile {
             Vec even[P], odd[P];
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) load_bf16(w + p * stride + i * kLanes, even[p], odd[p]);
+            prefetch<P>(reinterpret_cast<const char*>(w), stride * 2, i / 2 * kLine, next);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec first = set1(x[r * m.x_stride + i]);
@@ -138,8 +158,11 @@ inline void start_group(const Matmul& m, int row, int groups, int g, int bias, I
 }
 
 struct Q8Tile {
+    static inline size_t panel_bytes(const Matmul& m) {
+        return static_cast<size_t>((m.k + 3) / 4) * 4 * kLanes;
+    }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row) {
+    static inline void run(const Matmul& m, int panel, int row, const char* next) {
         const int quads = (m.k + 3) / 4;
         const int groups = (m.k + m.group - 1) / m.group;
         const size_t stride = static_cast<size_t>(quads) * 4 * kLanes;
@@ -163,6 +186,8 @@ struct Q8Tile {
                 for (int p = 0; p < P; ++p) {
                     weights[p] = load_bytes(w + p * stride + static_cast<size_t>(i) * 4 * kLanes);
                 }
+                prefetch<P>(reinterpret_cast<const char*>(w), stride,
+                            static_cast<size_t>(i) * kLine, next);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     const Quad quad = set1_quad(x + r * m.x_stride + i * 4);
@@ -182,8 +207,11 @@ struct Q8Tile {
 };
 
 struct Q4Tile {
+    static inline size_t panel_bytes(const Matmul& m) {
+        return static_cast<size_t>((m.k + 7) / 8) * 4 * kLanes;
+    }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row) {
+    static inline void run(const Matmul& m, int panel, int row, const char* next) {
         const int octets = (m.k + 7) / 8;
         const int groups = (m.k + m.group - 1) / m.group;
         const size_t stride = static_cast<size_t>(octets) * 4 * kLanes;
@@ -208,6 +236,8 @@ struct Q4Tile {
                     load_nibbles(w + p * stride + static_cast<size_t>(i) * 4 * kLanes, low[p],
                                  high[p]);
                 }
+                prefetch<P>(reinterpret_cast<const char*>(w), stride,
+                            static_cast<size_t>(i) * kLine, next);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     const Quad first = set1_quad(x + r * m.x_stride + i * 8);
@@ -229,23 +259,31 @@ struct Q4Tile {
     }
 };
 
+// Where the weights stand that come after those before `panel`.
+template <typename Tile>
+inline const char* after(const Matmul& m, int panel) {
+    return panel < m.panels ? static_cast<const char*>(m.w) + panel * Tile::panel_bytes(m)
+                            : static_cast<const char*>(m.w_next);
+}
+
 // The last rows, fewer than a full tile: finds R = rows at compile time.
 template <typename Tile, int P, int R>
-inline void tail_rows(const Matmul& m, int panel, int row, int rows) {
+inline void tail_rows(const Matmul& m, int panel, int row, int rows, const char* next) {
     if constexpr (R > 0) {
         if (rows == R) {
-            Tile::template run<P, R>(m, panel, row);
+            Tile::template run<P, R>(m, panel, row, next);
         } else {
-            tail_rows<Tile, P, R - 1>(m, panel, row, rows);
+            tail_rows<Tile, P, R - 1>(m, panel, row, rows, next);
         }
     }
 }
 
 template <typename Tile, int P, int R>
 inline void all_rows(const Matmul& m, int panel) {
+    const char* next = after<Tile>(m, panel + P);
     int row = 0;
-    for (; row + R <= m.rows; row += R) Tile::template run<P, R>(m, panel, row);
-    tail_rows<Tile, P, R - 1>(m, panel, row, m.rows - row);
+    for (; row + R <= m.rows; row += R) Tile::template run<P, R>(m, panel, row, next);
+    tail_rows<Tile, P, R - 1>(m, panel, row, m.rows - row, next);
 }
 
 // One row takes `Single` panels at a time, so that their chains hide each other's latency; many
@@ -255,7 +293,7 @@ inline void matmul(const Matmul& m) {
     int panel = 0;
     if (m.rows == 1) {
         for (; panel + Single <= m.panels; panel += Single) {
-            Tile::template run<Single, 1>(m, panel, 0);
+            Tile::template run<Single, 1>(m, panel, 0, after<Tile>(m, panel + Single));
         }
     }
     for (; panel + P <= m.panels; panel += P) all_rows<Tile, P, R>(m, panel);
@@ -416,17 +454,22 @@ inline const typename Kv::Element* kv_block(const Attention& a, const char* base
 // Scores of B blocks of 16 keys: a block is a panel whose outputs are tokens.
 template <typename Kv, int B>
 inline void score_blocks(const Attention& a, int block) {
-    const typename Kv::Element* keys[B];
+    const typename Kv::Element *keys[B], *values[B];
     Vec dots[B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
         keys[b] = kv_block<Kv>(a, a.k_base, block + b);
+        values[b] = kv_block<Kv>(a, a.v_base, block + b);
         dots[b] = zero();
     }
     for (int d = 0; d < a.head_size; ++d) {
         const Vec q = set1(a.q[d]);
 #pragma GCC unroll 4
-        for (int b = 0; b < B; ++b) dots[b] = fma(q, Kv::load_16(keys[b] + d * kLanes), dots[b]);
+        for (int b = 0; b < B; ++b) {
+            dots[b] = fma(q, Kv::load_16(keys[b] + d * kLanes), dots[b]);
+            // The values follow when all scores are known.
+            __builtin_prefetch(values[b] + d * kLanes, 0, 2);
+        }
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
@@ -448,22 +491,25 @@ inline void sum_values(const Attention& a, int first, float scale) {
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) chains[p][c] = zero();
     }
-    for (int t0 = 0; t0 < a.n_tokens; t0 += kBlockTokens) {
-        const typename Kv::Element* values =
-            kv_block<Kv>(a, a.v_base, t0 / kBlockTokens) + first * kBlockTokens * kLanes;
-        const int count = a.n_tokens - t0 < kBlockTokens ? a.n_tokens - t0 : kBlockTokens;
-        for (int t = 0; t < count; t += 4) {
+    const int n_blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
+    for (int b = 0; b < n_blocks; ++b) {
+        const int offset = first * kBlockTokens * kLanes;
+        const typename Kv::Element* values = kv_block<Kv>(a, a.v_base, b) + offset;
+        const typename Kv::Element* ahead = kv_block<Kv>(a, a.k_ahead, b) + offset;
+        const float* weights = a.scores + b * kBlockTokens;
+        const int count = a.n_tokens - b * kBlockTokens;
+        for (int t = 0; t < kBlockTokens; t += 4) {
 #pragma GCC unroll 4
             for (int c = 0; c < 4; ++c) {
                 // Past the end the weight is an exact 0, but what the block holds there may be
                 // anything, so those tokens are skipped, not multiplied.
-                if (t + c < count) {
-                    const Vec weight = set1(a.scores[t0 + t + c]);
+                if (t + c >= count) break;
+                const Vec weight = set1(weights[t + c]);
 #pragma GCC unroll 4
-                    for (int p = 0; p < P; ++p) {
-                        const Vec value = Kv::load_16(values + (p * kBlockTokens + t + c) * kLanes);
-                        chains[p][c] = fma(weight, value, chains[p][c]);
-                    }
+                for (int p = 0; p < P; ++p) {
+                    const int place = (p * kBlockTokens + t + c) * kLanes;
+                    chains[p][c] = fma(weight, Kv::load_16(values + place), chains[p][c]);
+                    __builtin_prefetch(ahead + place, 0, 2);
                 }
             }
         }

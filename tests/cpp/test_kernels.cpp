@@ -86,7 +86,7 @@ Outcome run_float_matmul(void (*kernel)(const Matmul&), const MatmulSizes& size,
     }
     std::vector<float> y = random.values(size.y_stride * size.rows);
     Matmul m{};
-    m.w = w;
+    m.w = m.w_next = w;
     m.k = size.k;
     m.panels = size.panels;
     m.x = x.data();
@@ -137,7 +137,7 @@ Outcome run_quantized_matmul(void (*kernel)(const Matmul&), const MatmulSizes& s
     const std::vector<float> q_scales = random.values(size.rows * groups, 0.001f, 1.0f);
     std::vector<float> y = random.values(size.y_stride * size.rows);
     Matmul m{};
-    m.w = w;
+    m.w = m.w_next = w;
     m.w_scales = w_scales;
     m.w_scale_step = w_scale_step;
     m.k = size.k;
@@ -315,6 +315,7 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     a.q = q.data();
     a.k_base = cache.data();
     a.v_base = cache.data() + key_bytes;
+    a.k_ahead = a.k_base;
     a.block_stride = stride;
     a.block_table = block_table.data();
     a.n_tokens = n_tokens;
@@ -383,7 +384,7 @@ void matmul_is_right() {
     const std::vector<float> w = random.values(panels * k * kLanes), x = random.values(rows * k);
     std::vector<float> y(rows * panels * kLanes, 5.0f);
     Matmul m{};
-    m.w = w.data();
+    m.w = m.w_next = w.data();
     m.k = k;
     m.panels = panels;
     m.x = x.data();
@@ -434,10 +435,10 @@ void attention_is_right() {
             total += weights[t];
         }
         std::vector<float> scores(padded(n_tokens)), out(head_size);
-        const Attention a{q.data(),  cache.data(), cache.data() + key_bytes,
-                          stride,    block_table,  n_tokens,
-                          head_size, 0.3f,         scores.data(),
-                          out.data()};
+        const Attention a{q.data(),      cache.data(), cache.data() + key_bytes,
+                          cache.data(),  stride,       block_table,
+                          n_tokens,      head_size,    0.3f,
+                          scores.data(), out.data()};
         scalar_kernels.attend[type](a);
         for (int d = 0; d < head_size; ++d) {
             double sum = 0;

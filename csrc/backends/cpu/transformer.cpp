@@ -43,7 +43,7 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
       q_groups_(most_groups(*weights_)),
       rotary_(config().rope_theta, head_size_, config().max_seq_len),
       scores_(n_threads) {
-    const size_t rows = max_rows;
+    const size_t rows = std::max(max_rows, n_threads);  // see share_rows()
     x_ = Buffer<float>(rows * dim_);
     normed_ = Buffer<float>(rows * dim_);
     qkv_rows_ = Buffer<float>(rows * qkv_ + kLanes);  // the last head may be read beyond its end
@@ -97,46 +97,72 @@ void CpuTransformer::embed(Team& team) {
     for (int r = begin; r < end; ++r) {
         weights_->embed(batch_->rows[r].token, x_.data() + static_cast<size_t>(r) * dim_);
     }
-    // norm() shares the rows out in the same way: no barrier.
-}
-
-// normed = rmsnorm(x), ready for `next`
-void CpuTransformer::norm(Team& team, const float* weight, const Matrix& next) {
-    const auto rows = team.share(static_cast<int>(batch_->rows.size()));
-    for (int r = rows.first; r < rows.second; ++r) {
-        kernels_.rmsnorm(x_.data() + static_cast<size_t>(r) * dim_, weight, config().dim,
-                         config().norm_eps, normed_.data() + static_cast<size_t>(r) * dim_);
-    }
-    quantize(rows, next, normed_.data(), dim_);
     team.barrier();
 }
 
-// q = x in int8, for the given rows, if w wants that
-void CpuTransformer::quantize(std::pair<int, int> rows, const Matrix& w, const float* x,
-                              size_t x_stride) {
-    if (!w.quantized()) return;
-    for (size_t r = rows.first; r < static_cast<size_t>(rows.second); ++r) {
-        kernels_.quantize(x + r * x_stride, w.k, w.group, q_.data() + r * q_stride_,
-                          q_scales_.data() + r * w.groups(), q_sums_.data() + r * w.groups());
-    }
+// Which rows this thread prepares for a product. A lone row every thread prepares for itself, in
+// row `rank` of the buffers: that takes less time than a barrier.
+CpuTransformer::Share CpuTransformer::share_rows(const Team& team, int rows) {
+    if (rows == 1) return {0, 1, team.rank(), false};
+    const auto [begin, end] = team.share(rows);
+    return {begin, end, 0, true};
 }
 
-// y (+)= W x: the given panels of it, for all rows. Quantized weights take x from q.
-void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const float* x,
-                              size_t x_stride, int rows, float* y, size_t y_stride,
-                              bool accumulate) const {
+// normed = rmsnorm(x) as the input of `next`; source(r) is the row of x that becomes row r.
+template <typename Source>
+CpuTransformer::Input CpuTransformer::norm(Team& team, int rows, Source source, const float* weight,
+                                           const Matrix& next) {
+    const Share share = share_rows(team, rows);
+    float* normed = normed_.data() + static_cast<size_t>(share.copy) * dim_;
+    for (int r = share.begin; r < share.end; ++r) {
+        kernels_.rmsnorm(x_.data() + static_cast<size_t>(source(r)) * dim_, weight, config().dim,
+                         config().norm_eps, normed + static_cast<size_t>(r) * dim_);
+    }
+    const Input input = quantize(share, next, normed, dim_);
+    if (share.shared) team.barrier();
+    return input;
+}
+
+// x [rows][stride] as the input of w: in int8 where w wants that.
+CpuTransformer::Input CpuTransformer::input(Team& team, int rows, const Matrix& w, const float* x,
+                                            size_t stride) {
+    const Share share = share_rows(team, rows);
+    const Input input = quantize(share, w, x, stride);
+    if (share.shared && w.quantized()) team.barrier();
+    return input;
+}
+
+CpuTransformer::Input CpuTransformer::quantize(const Share& share, const Matrix& w, const float* x,
+                                               size_t stride) {
+    if (!w.quantized()) return {x, stride, nullptr, nullptr, nullptr};
+    const size_t groups = w.groups();
+    int8_t* q = q_.data() + static_cast<size_t>(share.copy) * q_stride_;
+    float* scales = q_scales_.data() + share.copy * groups;
+    int32_t* sums = q_sums_.data() + share.copy * groups;
+    for (size_t r = share.begin; r < static_cast<size_t>(share.end); ++r) {
+        kernels_.quantize(x + r * stride, w.k, w.group, q + r * q_stride_, scales + r * groups,
+                          sums + r * groups);
+    }
+    return {nullptr, static_cast<size_t>(q_stride_), q, scales, sums};
+}
+
+// y (+)= W x: the given panels of it, for all rows. `next`: the weights to be read after these.
+void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const Input& input,
+                              int rows, float* y, size_t y_stride, bool accumulate,
+                              const char* next) const {
     Matmul m{};
     m.w = w.data + panels.first * w.panel_bytes();
+    m.w_next = next;
     m.w_scales = w.scales + panels.first * w.panel_scale_bytes();
     m.w_scale_step = w.group_scales ? kLanes : 0;
     m.k = w.k;
     m.panels = panels.second - panels.first;
     m.group = w.group;
-    m.x = x;
-    m.q = q_.data();
-    m.x_stride = w.quantized() ? q_stride_ : x_stride;
-    m.q_scales = q_scales_.data();
-    m.q_sums = q_sums_.data();
+    m.x = input.x;
+    m.q = input.q;
+    m.x_stride = input.stride;
+    m.q_scales = input.scales;
+    m.q_sums = input.sums;
     m.rows = rows;
     m.y = y + static_cast<size_t>(panels.first) * kLanes;
     m.y_stride = y_stride;
@@ -153,26 +179,44 @@ void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const
 void CpuTransformer::attention(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = static_cast<int>(batch_->rows.size());
-    norm(team, w.attention_norm, w.qkv);
-    multiply(team.share(w.qkv.panels), w.qkv, normed_.data(), dim_, rows, qkv_rows_.data(), qkv_,
-             false);
-    team.barrier();
-    store_keys_and_values(team, layer);
-    team.barrier();
-    attend(team, layer);
-    team.barrier();
-    if (w.wo.quantized()) {
-        quantize(team.share(rows), w.wo, attended_.data(), dim_);
+    const Input normed = norm(team, rows, [](int r) { return r; }, w.attention_norm, w.qkv);
+    const auto out = team.share(w.wo.panels);
+    const char* next = weights_at(w.wo, out.first);
+    // Where heads are whole panels and every thread has as many of them, a thread makes the
+    // queries, keys and values of its own heads and attends without waiting for the others.
+    const bool own_heads =
+        team.size() > 1 && head_size_ % kLanes == 0 && n_kv_heads_ % team.size() == 0;
+    if (own_heads) {
+        const int head_panels = head_size_ / kLanes;
+        const auto multiply_heads = [&](std::pair<int, int> heads, int first) {
+            multiply({(first + heads.first) * head_panels, (first + heads.second) * head_panels},
+                     w.qkv, normed, rows, qkv_rows_.data(), qkv_, false, next);
+        };
+        multiply_heads(team.share(n_heads_), 0);
+        multiply_heads(team.share(n_kv_heads_), n_heads_);
+        multiply_heads(team.share(n_kv_heads_), n_heads_ + n_kv_heads_);
+    } else {
+        multiply(team.share(w.qkv.panels), w.qkv, normed, rows, qkv_rows_.data(), qkv_, false,
+                 next);
         team.barrier();
     }
-    multiply(team.share(w.wo.panels), w.wo, attended_.data(), dim_, rows, x_.data(), dim_, true);
+    store_keys_and_values(team, layer);
+    if (!own_heads) team.barrier();
+    attend(team, layer);
+    team.barrier();
+    const Input attended = input(team, rows, w.wo, attended_.data(), dim_);
+    multiply(out, w.wo, attended, rows, x_.data(), dim_, true,
+             weights_at(w.gate_up, share_pairs(team, w.gate_up).first));
     team.barrier();
 }
 
+// Here and in attend() a thread's share is heads, and of each the rows: rows of one sequence read
+// the same keys and values.
 void CpuTransformer::store_keys_and_values(Team& team, int layer) {
-    const auto [begin, end] = team.share(static_cast<int>(batch_->rows.size()) * n_kv_heads_);
+    const int rows = static_cast<int>(batch_->rows.size());
+    const auto [begin, end] = team.share(n_kv_heads_ * rows);
     for (int item = begin; item < end; ++item) {
-        const int r = item / n_kv_heads_, head = item % n_kv_heads_;
+        const int r = item % rows, head = item / rows;
         const Row& row = batch_->rows[r];
         float* k =
             qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
@@ -188,14 +232,15 @@ void CpuTransformer::store_keys_and_values(Team& team, int layer) {
 }
 
 void CpuTransformer::attend(Team& team, int layer) {
-    const auto [begin, end] = team.share(static_cast<int>(batch_->rows.size()) * n_heads_);
+    const int rows = static_cast<int>(batch_->rows.size());
+    const auto [begin, end] = team.share(n_heads_ * rows);
     Attention a;
     a.block_stride = kv_.block_bytes();
     a.head_size = head_size_;
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
     a.scores = scores_[team.rank()].data();
     for (int item = begin; item < end; ++item) {
-        const int r = item / n_heads_, head = item % n_heads_;
+        const int r = item % rows, head = item / rows;
         const Row& row = batch_->rows[r];
         float* q = qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + head * head_size_;
         kernels_.rope(q, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
@@ -203,6 +248,7 @@ void CpuTransformer::attend(Team& team, int layer) {
         a.q = q;
         a.k_base = kv_.keys(layer, kv_head);
         a.v_base = kv_.values(layer, kv_head);
+        a.k_ahead = kv_.keys(layer, std::min(kv_head + 1, n_kv_heads_ - 1));
         a.block_table = batch_->block_tables[row.sequence];
         a.n_tokens = row.position + 1;
         a.out = attended_.data() + static_cast<size_t>(r) * dim_ + head * head_size_;
@@ -210,26 +256,32 @@ void CpuTransformer::attend(Team& team, int layer) {
     }
 }
 
+// A thread's panels of gates and ups are whole pairs, so that it can gate its own outputs.
+std::pair<int, int> CpuTransformer::share_pairs(const Team& team, const Matrix& gate_up) {
+    const auto [begin, end] = team.share(gate_up.panels / 2);
+    return {2 * begin, 2 * end};
+}
+
 // x += down (silu(gate (norm(x))) * up (norm(x)))
 void CpuTransformer::feed_forward(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = static_cast<int>(batch_->rows.size());
-    norm(team, w.ffn_norm, w.gate_up);
-    // A thread's share is whole pairs of panels, so it can gate its own outputs at once.
-    const auto [begin, end] = team.share(w.gate_up.panels / 2);
-    multiply({2 * begin, 2 * end}, w.gate_up, normed_.data(), dim_, rows, gate_up_.data(),
-             2 * hidden_, false);
+    const Input normed = norm(team, rows, [](int r) { return r; }, w.ffn_norm, w.gate_up);
+    const auto pairs = share_pairs(team, w.gate_up);
+    const auto out = team.share(w.down.panels);
+    multiply(pairs, w.gate_up, normed, rows, gate_up_.data(), 2 * hidden_, false,
+             weights_at(w.down, out.first));
     for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
-        kernels_.swiglu(gate_up_.data() + r * 2 * hidden_ + 2 * begin * kLanes, end - begin,
-                        gated_.data() + r * hidden_ + begin * kLanes);
+        kernels_.swiglu(gate_up_.data() + r * 2 * hidden_ + pairs.first * kLanes,
+                        (pairs.second - pairs.first) / 2,
+                        gated_.data() + r * hidden_ + pairs.first / 2 * kLanes);
     }
     team.barrier();
-    if (w.down.quantized()) {
-        quantize(team.share(rows), w.down, gated_.data(), hidden_);
-        team.barrier();
-    }
-    multiply(team.share(w.down.panels), w.down, gated_.data(), hidden_, rows, x_.data(), dim_,
-             true);
+    const Input gated = input(team, rows, w.down, gated_.data(), hidden_);
+    const bool last = layer + 1 == config().n_layers;
+    const Matrix& after = last ? weights_->output() : weights_->layer(layer + 1).qkv;
+    multiply(out, w.down, gated, rows, x_.data(), dim_, true,
+             weights_at(after, team.share(after.panels).first));
 }
 
 // logits = output (norm(x)) for the rows that want them
@@ -237,16 +289,9 @@ void CpuTransformer::classify(Team& team) {
     const int rows = static_cast<int>(batch_->logit_rows.size());
     if (rows == 0) return;
     const Matrix& w = weights_->output();
-    const auto share = team.share(rows);
-    for (int i = share.first; i < share.second; ++i) {
-        const size_t r = batch_->logit_rows[i];
-        kernels_.rmsnorm(x_.data() + r * dim_, weights_->final_norm(), config().dim,
-                         config().norm_eps, normed_.data() + static_cast<size_t>(i) * dim_);
-    }
-    quantize(share, w, normed_.data(), dim_);
-    team.barrier();
-    multiply(team.share(w.panels), w, normed_.data(), dim_, rows, logits_.data(), logits_stride_,
-             false);
+    const Input normed =
+        norm(team, rows, [&](int i) { return batch_->logit_rows[i]; }, weights_->final_norm(), w);
+    multiply(team.share(w.panels), w, normed, rows, logits_.data(), logits_stride_, false, w.data);
 }
 
 // A second thread costs a few microseconds of barriers per layer; a layer must be worth more.

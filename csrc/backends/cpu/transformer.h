@@ -36,12 +36,34 @@ class CpuTransformer : public Backend {
     void attention(Team& team, int layer);
     void feed_forward(Team& team, int layer);
     void classify(Team& team);
-    void norm(Team& team, const float* weight, const Matrix& next);
     void store_keys_and_values(Team& team, int layer);
     void attend(Team& team, int layer);
-    void quantize(std::pair<int, int> rows, const Matrix& w, const float* x, size_t x_stride);
-    void multiply(std::pair<int, int> panels, const Matrix& w, const float* x, size_t x_stride,
-                  int rows, float* y, size_t y_stride, bool accumulate) const;
+
+    // Rows [begin, end), to be prepared `copy` rows further on in the buffers.
+    struct Share {
+        int begin, end;
+        int copy;
+        bool shared;  // with other threads
+    };
+    // What a product takes: rows of floats or of int8, `stride` apart.
+    struct Input {
+        const float* x;
+        size_t stride;
+        const int8_t* q;
+        const float* scales;
+        const int32_t* sums;
+    };
+    static Share share_rows(const Team& team, int rows);
+    template <typename Source>
+    Input norm(Team& team, int rows, Source source, const float* weight, const Matrix& next);
+    Input input(Team& team, int rows, const Matrix& w, const float* x, size_t stride);
+    Input quantize(const Share& share, const Matrix& w, const float* x, size_t stride);
+    void multiply(std::pair<int, int> panels, const Matrix& w, const Input& input, int rows,
+                  float* y, size_t y_stride, bool accumulate, const char* next) const;
+    static std::pair<int, int> share_pairs(const Team& team, const Matrix& gate_up);
+    static const char* weights_at(const Matrix& w, int panel) {
+        return w.data + panel * w.panel_bytes();
+    }
     int useful_threads(int rows) const;
 
     std::shared_ptr<const Weights> weights_;
