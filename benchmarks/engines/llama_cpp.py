@@ -85,8 +85,11 @@ class LlamaCpp(Server):
         params.n_batch = params.n_ubatch = 512
         params.n_threads = params.n_threads_batch = setup.threads
         params.kv_unified = False
+        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
         params.no_perf = True
-        self.setting = f"{FORMATS[setup.width]}, hidden padded to {BLOCK}s, kv float16"
+        self.setting = (
+            f"{FORMATS[setup.width]}, hidden padded to {BLOCK}s, flash attention, kv float16"
+        )
         self._context = llama_cpp.llama_init_from_model(model, params)
         if not self._context:
             raise RuntimeError(f"llama.cpp makes no context for {path}")
