@@ -75,7 +75,7 @@ class SamplingParams:
             put(self, "max_tokens", _int("max_tokens", self.max_tokens, 0, _MAX_TOKENS, "or None"))
         put(self, "stop", _stop(self.stop))
         put(self, "stop_token_ids", _token_ids("stop_token_ids", self.stop_token_ids))
-        if type(self.ignore_eos).__name__ not in ("bool", "bool_"):  # numpy's is called bool_
+        if not _is_bool(self.ignore_eos):
             _refuse("ignore_eos", self.ignore_eos, "True or False")
         put(self, "ignore_eos", bool(self.ignore_eos))
 
@@ -107,7 +107,7 @@ def _refuse(name: str, value: object, expected: str) -> NoReturn:
 
 
 def _is_bool(value: object) -> bool:
-    return isinstance(value, bool) or type(value).__name__ == "bool_"
+    return type(value).__name__ in ("bool", "bool_")  # NumPy's own may be called either
 
 
 def _float(name: str, value: Any, low: float, high: float, hint: str = "") -> float:
