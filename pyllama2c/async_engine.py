@@ -123,6 +123,7 @@ class AsyncEngine:
         kv_memory: as in `Engine`.
         prefill_chunk: as in `Engine`.
         max_waiting: as in `Engine`.
+        preallocate: as in `Engine`.
         max_unread: where the reader of a stream is so many tokens behind, its text waits until he
             has come down to half of that.
         kv_dtype: as in `Engine`.
@@ -141,6 +142,7 @@ class AsyncEngine:
         kv_memory: int | str = "1GiB",
         prefill_chunk: int = 64,
         max_waiting: int | None = DEFAULT_MAX_WAITING,
+        preallocate: bool = False,
         max_unread: int = 64,
         kv_dtype: KvDType | None = None,
         n_threads: int | None = None,
@@ -152,6 +154,7 @@ class AsyncEngine:
             kv_memory=kv_memory,
             prefill_chunk=prefill_chunk,
             max_waiting=max_waiting,
+            preallocate=preallocate,
             kv_dtype=kv_dtype,
             n_threads=n_threads,
         )

@@ -54,6 +54,8 @@ class Engine:
         prefill_chunk: how many prompt tokens a step computes beside the texts in progress: more
             reads prompts faster, less keeps the others talking more evenly.
         max_waiting: how many requests may wait beside those being computed; None for any number.
+        preallocate: take all of `kv_memory` now, so that no step has to wait for the operating
+            system to hand it out (several milliseconds at times).
         kv_dtype: how to keep keys and values. Default: as the model does.
         n_threads: threads to compute with. Default: as many as the model.
 
@@ -70,6 +72,7 @@ class Engine:
         kv_memory: int | str = "1GiB",
         prefill_chunk: int = 64,
         max_waiting: int | None = DEFAULT_MAX_WAITING,
+        preallocate: bool = False,
         kv_dtype: KvDType | None = None,
         n_threads: int | None = None,
     ) -> None:
@@ -93,6 +96,7 @@ class Engine:
             prefill_chunk=positive("prefill_chunk", prefill_chunk, 1 << 20),
             n_blocks=min(n_blocks, _MAX_BLOCKS),
             max_waiting=-1 if max_waiting is None else max_waiting,
+            preallocate=bool(preallocate),
         )
         self._open_core: _core.Engine | None = self._make_core()
         self.max_length: int = self._open_core.max_length

@@ -356,3 +356,17 @@ def test_engine_and_model_have_their_own_caches(model: Model) -> None:
     helpers.run(engine)
     with Model(model.path, kv_dtype="int8") as other:
         assert request.text == other.generate("Once", seed=1, max_tokens=30).text
+
+
+def test_memory_can_be_taken_at_once(model: Model) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    before = resident()
+    lazy = Engine(model, kv_memory="64MiB")
+    between = resident()
+    eager = Engine(model, kv_memory="64MiB", preallocate=True)
+    assert between - before < 40 << 20
+    assert resident() - between > 56 << 20
+    texts = [engine.session(seed=1).send("Once", max_tokens=9).text for engine in (lazy, eager)]
+    assert texts[0] == texts[1]

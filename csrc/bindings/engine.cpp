@@ -26,10 +26,12 @@ Clock::time_point after(double seconds) {
 
 std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvType kv_type,
                                     int n_threads, int max_sequences, int prefill_chunk,
-                                    int n_blocks, int64_t max_waiting) {
+                                    int n_blocks, int64_t max_waiting, bool preallocate) {
+    const py::gil_scoped_release release;
     const int max_rows = max_sequences + prefill_chunk;
     auto backend =
         std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
+    if (preallocate) backend->take_memory();
     return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk, max_waiting);
 }
 
@@ -111,7 +113,7 @@ void register_engine(py::module_& m) {
     py::class_<Engine>(m, "Engine", "Continuous batching over one model.")
         .def(py::init(&make_engine), py::arg("weights"), py::arg("kv_type"), py::arg("n_threads"),
              py::arg("max_sequences"), py::arg("prefill_chunk"), py::arg("n_blocks"),
-             py::arg("max_waiting") = -1)
+             py::arg("max_waiting") = -1, py::arg("preallocate") = false)
         .def("submit", &submit, py::arg("tokens"), py::arg("n_prompt"), py::arg("params"),
              py::arg("priority") = 0, py::arg("deadline") = std::nullopt, py::arg("n_keep") = -1,
              py::arg("max_unread") = 0, py::arg("announce") = false,

@@ -231,7 +231,7 @@ bool Engine::start_pass() {
         sampling_.push_back(&item);
     }
     forward_done_ = false;
-    pass_seconds_ = 0;
+    forward_seconds_ = pass_seconds_ = 0;
     backend_->begin(batch_);
     return true;
 }
@@ -240,7 +240,10 @@ bool Engine::start_pass() {
 // or a token. Runs without the lock.
 bool Engine::advance_pass(Clock::time_point deadline) {
     const Clock::time_point start = Clock::now();
-    if (!forward_done_) forward_done_ = backend_->advance(cautious(deadline));
+    if (!forward_done_) {
+        forward_done_ = backend_->advance(cautious(deadline));
+        forward_seconds_ += seconds(start, Clock::now());
+    }
     while (forward_done_ && sampled_.size() < sampling_.size()) {
         const int i = static_cast<int>(sampled_.size());
         sampled_.push_back(sampling_[i]->sequence->sampler.sample(
@@ -254,7 +257,7 @@ bool Engine::advance_pass(Clock::time_point deadline) {
 void Engine::finish_pass() {
     const Clock::time_point now = Clock::now();
     layer_rows_ = batch_.rows.size();
-    layer_seconds_ = pass_seconds_ / (backend_->config().n_layers + 1);
+    layer_seconds_ = forward_seconds_ / (backend_->config().n_layers + 1);
     stats_.busy_seconds += pass_seconds_;
     ++stats_.passes;
     size_t n_sampled = 0;

@@ -129,7 +129,7 @@ class Engine {
     bool forward_done_ = false;
     std::vector<Scheduled*> sampling_;
     std::vector<int32_t> sampled_;  // for the first of sampling_
-    double pass_seconds_ = 0;
+    double forward_seconds_ = 0, pass_seconds_ = 0;
     double layer_seconds_ = 0;  // of a pass before, with layer_rows_ rows
     size_t layer_rows_ = 1;
 };

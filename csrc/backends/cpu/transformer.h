@@ -28,6 +28,8 @@ class CpuTransformer : public Backend {
     float* logits(int i) override { return logits_.data() + i * logits_stride_; }
     void softmax(float* x, int n) const override { kernels_.softmax(x, n); }
 
+    // Takes the memory of the KV cache now, not when a block is first written.
+    void take_memory() { kv_.take_memory(); }
     const char* isa() const { return kernels_.isa; }
 
   private:
