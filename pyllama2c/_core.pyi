@@ -17,6 +17,7 @@ __all__: list[str] = [
     "HISTOGRAM_FIRST_SECONDS",
     "HISTOGRAM_PER_OCTAVE",
     "KvType",
+    "PACKING_VERSION",
     "Progress",
     "SamplingParams",
     "Weights",
@@ -76,6 +77,20 @@ class Weights:
         Read a llama2.c checkpoint (v0, v1, v2). Returns the weights and what the file is.
         """
     @staticmethod
+    def from_image(
+        path: str,
+        begin: typing.SupportsInt | typing.SupportsIndex,
+        size: typing.SupportsInt | typing.SupportsIndex,
+        config: dict[str, typing.Any],
+        dtype: str,
+        group_size: typing.SupportsInt | typing.SupportsIndex,
+        copy: bool,
+        n_threads: typing.SupportsInt | typing.SupportsIndex,
+    ) -> Weights:
+        """
+        Packed weights where they lie in a file, mapped or copied into huge pages.
+        """
+    @staticmethod
     def from_tensors(
         config: dict[str, typing.Any],
         tensors: dict[str, typing.Any],
@@ -116,6 +131,15 @@ class Weights:
     def config(self) -> dict[str, typing.Any]: ...
     @property
     def dtype(self) -> str: ...
+    @property
+    def group_size(self) -> int: ...
+    @property
+    def image(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        uint8 (nbytes), read-only: all packed weights, what from_image() takes.
+        """
+    @property
+    def mapped(self) -> bool: ...
     @property
     def nbytes(self) -> int: ...
 
@@ -328,3 +352,4 @@ def supported_isas() -> list[str]:
 
 HISTOGRAM_FIRST_SECONDS: float = 1e-05
 HISTOGRAM_PER_OCTAVE: float = 4.0
+PACKING_VERSION: int = 1

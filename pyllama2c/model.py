@@ -28,6 +28,7 @@ from pyllama2c.arguments import (
 from pyllama2c.config import ModelConfig
 from pyllama2c.errors import ArgumentError, ClosedError, TokenizerError
 from pyllama2c.generation import DEFAULT_BOS_ID, Generation
+from pyllama2c.loading import load_weights
 from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.sampling import SamplingParams
 from pyllama2c.tokenizer import Tokenizer, find_tokenizer
@@ -53,14 +54,19 @@ class Model:
     each of them gets depends on its own prompt, parameters and seed alone.
 
     Args:
-        path: a llama2.c checkpoint (v0, v1 or v2; told apart by content), a Hugging Face directory
-            of a ``LlamaForCausalLM``, or a directory of ``pyllama2c train``. Default: the model
-            that comes with the package, which tells Chinese fairy tales.
+        path: a llama2.c checkpoint (v0, v1 or v2; told apart by content), a packed file of
+            ``pyllama2c convert``, a Hugging Face directory of a ``LlamaForCausalLM``, or a
+            directory of ``pyllama2c train``. Default: the model that comes with the package, which
+            tells Chinese fairy tales.
         tokenizer: a `Tokenizer`, or the path of a ``.model``, ``.bin`` or ``.json`` file. Default:
-            the one next to the model (``tokenizer.model``, ``tokenizer.bin``, ``tok*``); without
-            any, the model still works with token ids.
+            the one in a packed file, or next to the model (``tokenizer.model``, ``tokenizer.bin``,
+            ``tok*``); without any, the model still works with token ids.
         dtype: how to keep the weights: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``;
             ``"auto"`` keeps what the file stores (float16 becomes float32, which holds it exactly).
+            Packed files leave no choice.
+        mmap: use the weights of a packed file where they lie: processes share them, and nothing is
+            read before it is needed. False copies them into huge pages, as other files' weights
+            always are. Default: True for packed files.
         kv_dtype: how to keep keys and values: ``"float32"``, ``"float16"`` or ``"int8"``.
         n_threads: threads to compute with. Default: the CPUs this process may use (affinity and
             container quota). Small models use fewer where more would not help.
@@ -82,6 +88,7 @@ class Model:
         *,
         tokenizer: Tokenizer | PathLike | None = None,
         dtype: DType = "auto",
+        mmap: bool | None = None,
         kv_dtype: KvDType = "float32",
         n_threads: int | None = None,
         max_sequences: int = 64,
@@ -98,10 +105,12 @@ class Model:
 
         self._kv_type = parse_kv_type(kv_dtype)
         self._open_weights: _core.Weights | None
-        self._open_weights, self._format = _load_weights(self.path, dtype, self._n_threads)
+        loaded = load_weights(self.path, dtype, mmap, self._n_threads)
+        self._open_weights = loaded.weights
+        self._format = {"format": loaded.format, "stored_dtype": loaded.stored_dtype}
         self.config = ModelConfig(**self._weights.config)
         """The model's sizes."""
-        self.tokenizer = self._load_tokenizer(tokenizer)
+        self.tokenizer = self._load_tokenizer(tokenizer, loaded.tokenizer)
         """Text to ids and back; None if there is none next to the model."""
         self._make_engine: Callable[[], _core.Engine] | None = partial(
             _core.Engine,
@@ -116,9 +125,13 @@ class Model:
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # that others have made of it
         forking.register(self)
 
-    def _load_tokenizer(self, tokenizer: Tokenizer | PathLike | None) -> Tokenizer | None:
+    def _load_tokenizer(
+        self, tokenizer: Tokenizer | PathLike | None, stored: bytes | None
+    ) -> Tokenizer | None:
         if tokenizer is None:
-            return find_tokenizer(self.path, self.config.vocab_size)
+            if stored is None:
+                return find_tokenizer(self.path, self.config.vocab_size)
+            tokenizer = Tokenizer(stored, path=self.path)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
         tokenizer.check_fits(self.config.vocab_size)
@@ -249,6 +262,7 @@ class Model:
             "file_bytes": size,
             "dtype": self._weights.dtype,
             "weights_bytes": self._weights.nbytes,
+            "mapped": self._weights.mapped,
             "kv_dtype": self._kv_type.name,
             "kv_bytes_per_token": self._weights.kv_bytes_per_block(self._kv_type) // _BLOCK_TOKENS,
             "isa": _core.isa(),
@@ -353,19 +367,6 @@ class Model:
                     yield request.push(progress)
         finally:
             engine.cancel(request_id)
-
-
-def _load_weights(path: Path, dtype: str, n_threads: int) -> tuple[_core.Weights, dict[str, str]]:
-    if path.is_dir():
-        from pyllama2c.checkpoint import open_checkpoint
-
-        checkpoint = open_checkpoint(path)
-        fields = {name: getattr(checkpoint.config, name) for name in ModelConfig.__slots__}
-        weights = _core.Weights.from_tensors(fields, dict(checkpoint.tensors), dtype, n_threads)
-        return weights, {"format": checkpoint.kind, "stored_dtype": checkpoint.dtype}
-    weights, about = _core.Weights.from_file(os.fspath(path), dtype, n_threads)
-    stored = f"int8 (groups of {about['group_size']})" if about["group_size"] else "float32"
-    return weights, {"format": f"llama2.c v{about['version']}", "stored_dtype": stored}
 
 
 def _submit(engine: _core.Engine, request: Generation) -> int:

@@ -230,8 +230,8 @@ def test_nothing_is_left_after_a_failure(
     [
         ("model.bin", {}, "say --to v0"),
         ("model.bin", {"to": "gguf"}, "to is 'gguf'"),
-        ("model.bin", {"to": "v1", "dtype": "float16"}, "always stores float32"),
-        ("model.bin", {"to": "v2", "dtype": "bfloat16"}, "always stores int8"),
+        ("model.bin", {"to": "v1", "dtype": "float16"}, "expected float32, which"),
+        ("model.bin", {"to": "v2", "dtype": "bfloat16"}, "expected int8, which"),
         ("model.bin", {"to": "v2", "group_size": 0}, "group_size is 0"),
         ("out", {"dtype": "int3"}, "dtype is 'int3'"),
         (".", {"to": "v1"}, "is a directory"),

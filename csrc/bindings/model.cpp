@@ -8,6 +8,7 @@
 
 #include "backends/cpu/transformer.h"
 #include "base/error.h"
+#include "base/mapped_file.h"
 #include "bindings/bindings.h"
 #include "bindings/signals.h"
 #include "model/checkpoint.h"
@@ -180,6 +181,8 @@ void register_model(py::module_& m) {
         .value("float16", KvType::kFloat16)
         .value("int8", KvType::kInt8);
 
+    m.attr("PACKING_VERSION") = kPackingVersion;
+
     py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "A model's packed weights.")
         .def_static(
             "from_file",
@@ -206,6 +209,38 @@ void register_model(py::module_& m) {
             },
             py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("n_threads"),
             "Pack arrays under llama2.c's names: float32, float16, or bfloat16 as uint16.")
+        .def_static(
+            "from_image",
+            [](const std::string& path, size_t begin, size_t size, const py::dict& config,
+               const std::string& dtype, int group_size, bool copy, int n_threads) {
+                const ModelConfig sizes = config_from(config);
+                const WeightType type = weight_type(dtype);
+                const py::gil_scoped_release release;
+                const auto file = std::make_shared<MappedFile>(path);
+                if (begin > file->size() || size > file->size() - begin) {
+                    throw CheckpointError(text(path, ": weights need ", size, " bytes at offset ",
+                                               begin, ", but the file ends at ", file->size()));
+                }
+                auto weights = std::make_shared<Weights>(sizes, type, group_size,
+                                                         file->data() + begin, size, file);
+                if (copy) weights->own(n_threads);
+                return weights;
+            },
+            py::arg("path"), py::arg("begin"), py::arg("size"), py::arg("config"), py::arg("dtype"),
+            py::arg("group_size"), py::arg("copy"), py::arg("n_threads"),
+            "Packed weights where they lie in a file, mapped or copied into huge pages.")
+        .def_property_readonly(
+            "image",
+            [](const py::object& self) {
+                const auto& w = self.cast<const Weights&>();
+                py::array_t<uint8_t> bytes(static_cast<py::ssize_t>(w.nbytes()),
+                                           reinterpret_cast<const uint8_t*>(w.image()), self);
+                bytes.attr("setflags")(false);
+                return bytes;
+            },
+            "uint8 (nbytes), read-only: all packed weights, what from_image() takes.")
+        .def_property_readonly("mapped", &Weights::borrowed)
+        .def_property_readonly("group_size", &Weights::file_group)
         .def_property_readonly("config", [](const Weights& w) { return config_dict(w.config()); })
         .def_property_readonly("nbytes", &Weights::nbytes)
         .def_property_readonly("bytes_per_token", &Weights::bytes_per_token)

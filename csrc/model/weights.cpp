@@ -1,8 +1,11 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 
 #include "base/error.h"
+#include "base/parallel.h"
 #include "model/packer.h"
 
 namespace pyllama2c {
@@ -10,6 +13,7 @@ namespace pyllama2c {
 namespace {
 
 constexpr int kNarrow = 512;  // int4 below this width keeps attention and down int8
+constexpr size_t kMostBytes = size_t{1} << 52;
 
 void check_shape(const char* name, const Tensor& tensor, int64_t rows, int64_t cols) {
     if (tensor.rows != rows || tensor.cols != cols) {
@@ -62,11 +66,13 @@ const char* weight_type_name(WeightType type) {
 }
 
 WeightType weight_type(const std::string& name, const ModelTensors& tensors) {
-    if (name == "auto") {
-        const DType stored = tensors.token_embedding.dtype;
-        if (stored == DType::kInt8) return WeightType::kInt8;
-        return stored == DType::kBFloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
-    }
+    if (name != "auto") return weight_type(name);
+    const DType stored = tensors.token_embedding.dtype;
+    if (stored == DType::kInt8) return WeightType::kInt8;
+    return stored == DType::kBFloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
+}
+
+WeightType weight_type(const std::string& name) {
     for (const WeightType type :
          {WeightType::kFloat32, WeightType::kBFloat16, WeightType::kInt8, WeightType::kInt4}) {
         if (name == weight_type_name(type)) return type;
@@ -82,7 +88,10 @@ void Weights::place() {
     size_t offset = 0;
     const auto take = [&](size_t bytes) {
         char* start = image_ == nullptr ? nullptr : image_ + offset;
-        offset += (bytes + 63) / 64 * 64;
+        offset += (bytes + kImageAlignment - 1) / kImageAlignment * kImageAlignment;
+        if (offset > kMostBytes) {  // a single tensor is below 2^52: no sum has wrapped around
+            throw CheckpointError("the sizes of the config make more than 2^52 bytes of weights");
+        }
         return start;
     };
     const auto norm = [&] { return reinterpret_cast<float*>(take(padded(c.dim) * sizeof(float))); };
@@ -147,7 +156,27 @@ Weights::Weights(const ModelConfig& config, WeightType type, int file_group, con
     if (bytes != nbytes_) {
         throw CheckpointError(text("packed weights have ", bytes, " bytes, expected ", nbytes_));
     }
+    if (reinterpret_cast<uintptr_t>(image) % kImageAlignment != 0) {
+        throw CheckpointError(
+            text("packed weights are not aligned to ", kImageAlignment, " bytes"));
+    }
     image_ = static_cast<char*>(const_cast<void*>(image));  // nobody writes to it
+    place();
+}
+
+void Weights::own(int n_threads) {
+    if (!borrowed()) return;
+    constexpr size_t kPart = size_t{1} << 21;  // whole huge pages: each is zeroed by who fills it
+    Pages memory(nbytes_);
+    char* to = static_cast<char*>(memory.data());
+    parallel(n_threads, [&](Team& team) {
+        const auto parts = team.share(static_cast<int>((nbytes_ + kPart - 1) / kPart));
+        const size_t begin = parts.first * kPart, end = std::min(parts.second * kPart, nbytes_);
+        if (begin < end) std::memcpy(to + begin, image_ + begin, end - begin);
+    });
+    memory_ = std::move(memory);
+    image_ = to;
+    owner_.reset();
     place();
 }
 

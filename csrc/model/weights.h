@@ -25,10 +25,18 @@ struct LayerWeights {
 // models narrower than 512, which have little to save and much to lose, all but gate_up.
 enum class WeightType { kFloat32, kBFloat16, kInt8, kInt4 };
 
-// "float32", "bfloat16", "int8", "int4", or "auto": what the file stores (float16 becomes float32).
-// Throws ArgumentError for any other name.
+// "float32", "bfloat16", "int8" or "int4". Throws ArgumentError for any other name.
+WeightType weight_type(const std::string& name);
+// The same, or "auto": what the file stores (float16 becomes float32).
 WeightType weight_type(const std::string& name, const ModelTensors& tensors);
 const char* weight_type_name(WeightType type);
+
+// Of the image's layout, which packed files hold: to be raised with every change of
+// Weights::place() or Packing, so that files of the old layout are refused. docs/formats.md
+// describes it, tests/test_packed_layout.py reads it.
+constexpr int kPackingVersion = 1;
+// What an image's address has to be a multiple of.
+constexpr size_t kImageAlignment = 64;
 
 class Weights {
   public:
@@ -38,7 +46,8 @@ class Weights {
     Weights(const ModelTensors& tensors, WeightType type, int n_threads);
 
     // The image() of weights that were packed earlier, used where it lies; `owner` keeps it alive.
-    // Throws CheckpointError where its size is not that of the config, type and group.
+    // Throws CheckpointError where its size is not that of the config, type and group, or its
+    // address is not aligned.
     Weights(const ModelConfig& config, WeightType type, int file_group, const void* image,
             size_t bytes, std::shared_ptr<void> owner);
 
@@ -56,6 +65,11 @@ class Weights {
     // All packed weights, byte for byte; the layout follows from config, type and file group.
     const char* image() const { return image_; }
     size_t nbytes() const { return nbytes_; }
+    // Whether the image is somebody else's memory.
+    bool borrowed() const { return owner_ != nullptr; }
+    // Copies a borrowed image into huge pages of its own, on `n_threads` threads, and lets go of
+    // the owner. Throws CapacityError where the memory cannot be had.
+    void own(int n_threads);
     // What one decoded token reads: every weight but, in untied models, the embedding.
     size_t bytes_per_token() const;
 

@@ -8,6 +8,7 @@ from pyllama2c.checkpoint.base import Checkpoint, tensor_shapes
 from pyllama2c.checkpoint.dtypes import cast, to_float32
 from pyllama2c.checkpoint.huggingface import load_hf
 from pyllama2c.checkpoint.llama2c import load_llama2c
+from pyllama2c.checkpoint.packed import is_safetensors
 from pyllama2c.checkpoint.training import load_training
 from pyllama2c.errors import CheckpointError
 
@@ -36,6 +37,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if path.is_file():
+        if is_safetensors(path):
+            raise CheckpointError(
+                f"{path}: a safetensors file by itself cannot be converted: name its directory, "
+                "or if it is packed, what it was packed from"
+            )
         return load_llama2c(path)
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such file or directory")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
@@ -22,7 +22,9 @@ from pyllama2c.errors import CheckpointError
 
 # The library's own limit; a header this long would name millions of tensors.
 _MAX_HEADER_BYTES = 100_000_000
-_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U8": "uint8"}
+_DTYPES = {**DTYPES, "uint8": np.dtype(np.uint8)}
+WEIGHTS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,16 @@ class TensorInfo:
 class SafetensorsFile:
     """A safetensors file, memory-mapped, with every size checked against the file.
 
+    Args:
+        path: the file.
+        accepted: the number formats that it may hold, of F32, F16, BF16 and U8.
+
     Raises:
-        CheckpointError: the file is truncated, inconsistent or holds number formats other than
-            F32, F16 and BF16; the message names the tensor and field.
+        CheckpointError: the file is truncated, inconsistent or holds other number formats; the
+            message names the tensor and field.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, accepted: Collection[str] = WEIGHTS) -> None:
         self.path = path
         if not path.is_file():
             raise CheckpointError(f"{path}: no such file")
@@ -53,7 +59,7 @@ class SafetensorsFile:
                 raise CheckpointError(f"{path}: {size} bytes are too few for a safetensors file")
             # The map stays valid after the file is closed, and as long as any array on it lives.
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.metadata, self.tensors = _parse_header(path, self._bytes, size)
+        self.metadata, self.tensors = _parse_header(path, self._bytes, size, accepted)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -63,14 +69,14 @@ class SafetensorsFile:
     def read(self, name: str) -> Array:
         """A tensor as a read-only view of the mapped file; bfloat16 comes as ``uint16``."""
         info = self.tensors[name]
-        dtype = DTYPES[info.dtype]
+        dtype = _DTYPES[info.dtype]
         array = np.frombuffer(self._bytes, dtype, math.prod(info.shape), info.begin)
         # Files of other writers may start their data at an odd address.
         return np.require(array.reshape(info.shape), requirements="A")
 
 
 def _parse_header(
-    path: Path, data: mmap.mmap, size: int
+    path: Path, data: mmap.mmap, size: int, accepted: Collection[str]
 ) -> tuple[dict[str, str], dict[str, TensorInfo]]:
     length = int.from_bytes(data[:8], "little")
     if length > min(_MAX_HEADER_BYTES, size - 8):
@@ -89,7 +95,7 @@ def _parse_header(
         raise CheckpointError(f"{path}: __metadata__ is no table of strings")
 
     tensors = {
-        name: _parse_entry(f"{path}: tensor {name!r}", entry, 8 + length, size)
+        name: _parse_entry(f"{path}: tensor {name!r}", entry, 8 + length, size, accepted)
         for name, entry in header.items()
     }
     end = 8 + length
@@ -105,14 +111,14 @@ def _parse_header(
     return metadata, tensors
 
 
-def _parse_entry(where: str, entry: Any, data_begin: int, size: int) -> TensorInfo:
+def _parse_entry(
+    where: str, entry: Any, data_begin: int, size: int, accepted: Collection[str]
+) -> TensorInfo:
     if not isinstance(entry, dict):
         raise CheckpointError(f"{where} is no JSON object")
     dtype = entry.get("dtype")
-    if not isinstance(dtype, str) or dtype not in _DTYPE_NAMES:
-        raise CheckpointError(
-            f"{where}: dtype is {dtype!r}, expected one of {', '.join(_DTYPE_NAMES)}"
-        )
+    if not isinstance(dtype, str) or dtype not in accepted:
+        raise CheckpointError(f"{where}: dtype is {dtype!r}, expected one of {', '.join(accepted)}")
     shape = entry.get("shape")
     if not _is_size_list(shape) or len(shape) > 32:
         raise CheckpointError(f"{where}: shape is {shape!r:.80}, expected a list of sizes")
@@ -125,7 +131,7 @@ def _parse_entry(where: str, entry: Any, data_begin: int, size: int) -> TensorIn
             f"{where}: data_offsets is {offsets}, expected an ascending pair up to "
             f"{size - data_begin}, where the file ends"
         )
-    n_bytes = math.prod(shape) * DTYPES[_DTYPE_NAMES[dtype]].itemsize
+    n_bytes = math.prod(shape) * _DTYPES[_DTYPE_NAMES[dtype]].itemsize
     if end - begin != n_bytes:
         raise CheckpointError(
             f"{where}: data_offsets hold {end - begin} bytes, {dtype} of the shape "
@@ -153,13 +159,18 @@ def write_safetensors(
     dtype: str,
     read: Callable[[str], Array],
     metadata: Mapping[str, str],
+    *,
+    alignment: int = 8,
 ) -> None:
-    """Write tensors of one number format, asking ``read`` for one of them at a time."""
+    """Write tensors of one number format, asking ``read`` for one of them at a time.
+
+    The first begins at a multiple of ``alignment`` bytes, and each where the one before it ends.
+    """
     short_names = {name: short for short, name in _DTYPE_NAMES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, shape in shapes.items():
-        end = offset + math.prod(shape) * DTYPES[dtype].itemsize
+        end = offset + math.prod(shape) * _DTYPES[dtype].itemsize
         header[name] = {
             "dtype": short_names[dtype],
             "shape": list(shape),
@@ -167,11 +178,11 @@ def write_safetensors(
         }
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors are aligned
+    text += b" " * (-(8 + len(text)) % alignment)
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for name, shape in shapes.items():
         array = read(name)
-        if array.shape != shape or array.dtype != DTYPES[dtype]:
+        if array.shape != shape or array.dtype != _DTYPES[dtype]:
             raise ValueError(f"{name} is {array.dtype} {array.shape}, announced as {dtype} {shape}")
         file.write(np.ascontiguousarray(array).data)

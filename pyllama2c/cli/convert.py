@@ -12,14 +12,16 @@ import click
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option(
     "--to",
-    type=click.Choice(["v0", "v1", "v2", "hf"]),
-    help="Format to write: llama2.c's v0 (for run), v1 (float32) or v2 (int8, for runq), or a "
-    "Hugging Face directory, which is the default where DESTINATION has no suffix.",
+    type=click.Choice(["v0", "v1", "v2", "hf", "packed"]),
+    help="Format to write: llama2.c's v0 (for run), v1 (float32) or v2 (int8, for runq); a Hugging "
+    "Face directory, which is the default where DESTINATION has no suffix; or one packed file for "
+    "pyllama2c, which loads at once, the default for int8, int4 and names in .safetensors.",
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["float32", "float16", "bfloat16"]),
-    help="How a Hugging Face directory stores the weights.  [default: as they are]",
+    type=click.Choice(["float32", "float16", "bfloat16", "int8", "int4"]),
+    help="How to store the weights: Hugging Face has no int8 and int4, packed files no float16.  "
+    "[default: as they are]",
 )
 @click.option(
     "--group-size",

@@ -38,7 +38,7 @@ def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> Non
         "rope_theta": f"{config.rope_theta:g}",
         "norm_eps": f"{config.norm_eps:g}",
         "tokenizer": f"{found.path} ({found.kind}, {found.vocab_size} pieces)" if found else "none",
-        "weights": f"{_size(about['weights_bytes'])} in memory",
+        "weights": f"{_size(about['weights_bytes'])}, {_place(about['mapped'])}",
         "KV cache": f"{_size(kv)} per token, {_size(kv * config.max_seq_len)} per full context",
         "ISA": about["isa"],
         "threads": f"{about['n_threads']} ({openmp})",
@@ -50,6 +50,10 @@ def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> Non
 
 def _embeddings(tied: bool) -> str:
     return "embeddings tied to the classifier" if tied else "classifier of its own"
+
+
+def _place(mapped: bool) -> str:
+    return "mapped from the file, which processes share" if mapped else "in memory"
 
 
 def _size(n_bytes: int) -> str:

@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyllama2c.checkpoint import Checkpoint
+from pyllama2c import _core
+from pyllama2c.checkpoint import Checkpoint, packed
 from pyllama2c.checkpoint.dtypes import DTYPES
 from pyllama2c.checkpoint.huggingface import read_json
 from pyllama2c.convert.hf_tokenizer import write_hf_tokenizer
@@ -18,6 +19,7 @@ from pyllama2c.convert.llama2c import group_size_for, write_v0, write_v1, write_
 from pyllama2c.convert.open import open_any
 from pyllama2c.convert.staging import staged_files
 from pyllama2c.errors import ArgumentError, TokenizerError
+from pyllama2c.loading import pack
 from pyllama2c.sentencepiece_model import SentencePieceModel
 from pyllama2c.tokenizer import Tokenizer, find_tokenizer
 
@@ -26,6 +28,7 @@ TARGETS = {
     "v1": "llama2.c v1",
     "v2": "llama2.c v2",
     "hf": "Hugging Face",
+    "packed": "pyllama2c packed",
 }
 # What else a Hugging Face directory holds that belongs to the model.
 _HF_COMPANIONS = (
@@ -74,11 +77,13 @@ def convert(
 
     Args:
         source: anything that `open_any` opens.
-        destination: a file for llama2.c's formats, a directory for Hugging Face. Its folder is
+        destination: a directory for Hugging Face, a file for the other formats. Its folder is
             made if need be. Nothing is left there if the conversion fails.
-        to: ``v0``, ``v1``, ``v2`` or ``hf``; None takes ``hf`` for a path without a suffix.
-        dtype: how to store the weights of ``hf``: ``float32``, ``float16`` or ``bfloat16``; None
-            keeps what they are. llama2.c's formats leave no choice.
+        to: ``v0``, ``v1``, ``v2``, ``hf`` or ``packed``; None takes ``packed`` for int8, int4 and
+            names that end in ``.safetensors``, ``hf`` for a path without a suffix.
+        dtype: how to store the weights: ``hf`` has ``float32``, ``float16`` and ``bfloat16``,
+            ``packed`` has ``float32``, ``bfloat16``, ``int8`` and ``int4``; None keeps what they
+            are. llama2.c's formats leave no choice.
         group_size: elements for each scale of ``v2``. The largest divisor of all rows that is not
             larger is taken, so that llama2.c's ``runq`` reads the file rightly.
         tokenizer: a ``.model``, ``.bin`` or ``tokenizer.json``; None looks beside the model.
@@ -92,7 +97,7 @@ def convert(
         MissingExtraError: reading the source takes torch.
     """
     source, destination = Path(source), Path(destination)
-    to = _target(destination, to)
+    to = _target(destination, to, dtype)
     _check_target(destination, to, dtype, force)
     checkpoint = open_any(source)
     sentencepiece, missing = _find_tokenizer(checkpoint, tokenizer)
@@ -106,6 +111,9 @@ def convert(
         write = partial(_write_hf, result=result, tokenizer=sentencepiece, companions=companions)
         if any(name.startswith("tokenizer") for name in companions):
             missing = None
+    elif to == "packed":
+        folder = destination.parent
+        write = partial(_write_packed, result, dtype or "auto", sentencepiece)
     else:
         folder = destination.parent
         write = partial(_write_llama2c, result, to, group_size, sentencepiece)
@@ -117,13 +125,16 @@ def convert(
     return result
 
 
-def _target(destination: Path, to: str | None) -> str:
+def _target(destination: Path, to: str | None, dtype: str | None) -> str:
     if to is None:
+        if dtype in ("int8", "int4") or destination.suffix == ".safetensors":
+            return "packed"
         if destination.is_dir() or not destination.suffix:
             return "hf"
         raise ArgumentError(
             f"which format {destination} is to have cannot be told from its name: say --to v0 "
-            "(for llama2.c's run), v1 (float32), v2 (int8, for llama2.c's runq) or hf (a directory)"
+            "(for llama2.c's run), v1 (float32), v2 (int8, for llama2.c's runq), hf (a directory) "
+            "or packed (for pyllama2c alone)"
         )
     if to not in TARGETS:
         raise ArgumentError(f"to is {to!r}, expected one of {', '.join(TARGETS)}")
@@ -131,12 +142,12 @@ def _target(destination: Path, to: str | None) -> str:
 
 
 def _check_target(destination: Path, to: str, dtype: str | None, force: bool) -> None:
-    if dtype is not None and dtype not in DTYPES:
-        raise ArgumentError(f"dtype is {dtype!r}, expected one of {', '.join(DTYPES)}")
+    stored = {"hf": tuple(DTYPES), "packed": packed.DTYPES, "v2": ("int8",)}.get(to, ("float32",))
+    if dtype is not None and dtype not in stored:
+        raise ArgumentError(
+            f"dtype is {dtype!r}, expected {' or '.join(stored)}, which {TARGETS[to]} can store"
+        )
     if to != "hf":
-        stored = "int8" if to == "v2" else "float32"
-        if dtype not in (None, stored):
-            raise ArgumentError(f"dtype is {dtype}, but {TARGETS[to]} always stores {stored}")
         if destination.is_dir():
             raise ArgumentError(f"{destination} is a directory; {TARGETS[to]} is one file")
     elif destination.exists() and not destination.is_dir():
@@ -204,6 +215,15 @@ def _write_hf(
         write_hf_tokenizer(tokenizer, staging, config.max_seq_len)
     for name, path in companions.items():
         shutil.copyfile(path, staging / name)
+
+
+def _write_packed(
+    result: Conversion, dtype: str, tokenizer: SentencePieceModel | None, staging: Path
+) -> None:
+    weights = pack(result.source, dtype, _core.available_cpus())
+    result.dtype = weights.dtype
+    with (staging / result.path.name).open("wb") as file:
+        packed.write_packed(file, weights, None if tokenizer is None else tokenizer.serialized)
 
 
 def _write_llama2c(

@@ -1,0 +1,147 @@
+"""Packed files: weights as the kernels read them, ready to be mapped, and the tokenizer with them.
+
+The container is safetensors with two tensors of bytes, ``weights`` and ``tokenizer``; what the
+weights are, the metadata says. ``docs/formats.md`` describes the format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from pyllama2c import _core
+from pyllama2c.checkpoint.dtypes import Array
+from pyllama2c.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
+from pyllama2c.config import ModelConfig
+from pyllama2c.errors import ArgumentError, CheckpointError
+
+FORMAT = "pyllama2c-packed"
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+_PAGE = 4096  # the weights begin at a multiple of it in the file, and so in memory
+
+
+@dataclass(frozen=True)
+class PackedFile:
+    """What a packed file holds.
+
+    Attributes:
+        path: the file.
+        config: the model's sizes.
+        dtype: how the weights are packed, one of `DTYPES`.
+        group_size: int8 of a llama2.c v2 file: its groups, where they were kept; else 0.
+        begin: where the packed weights begin, in bytes from the start of the file.
+        size: how many bytes they are.
+        tokenizer: a serialized SentencePiece model, or None.
+    """
+
+    path: Path
+    config: ModelConfig
+    dtype: str
+    group_size: int
+    begin: int
+    size: int
+    tokenizer: bytes | None
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins like one: with a header's length and a brace."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False  # whoever reads it will tell why
+    # llama2.c's files have their second number in the upper half of this length.
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
+
+
+def read_packed(path: Path) -> PackedFile:
+    """Read what a packed file holds; its weights stay where they are.
+
+    Raises:
+        CheckpointError: it is damaged, no packed file, or of another version; names the field.
+    """
+    file = SafetensorsFile(path, ("U8",))
+    metadata = file.metadata
+
+    def field(name: str) -> str:
+        if name not in metadata:
+            raise CheckpointError(f"{path}: {name} is missing from the metadata")
+        return metadata[name]
+
+    if metadata.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: format is {metadata.get('format')!r}, expected {FORMAT!r}; "
+            "other safetensors files are loaded by the name of their directory"
+        )
+    if field("version") != str(_core.PACKING_VERSION):
+        raise CheckpointError(
+            f"{path}: version is {field('version')!r}, this pyllama2c reads "
+            f"{str(_core.PACKING_VERSION)!r}: pack the model anew"
+        )
+    if field("dtype") not in DTYPES:
+        raise CheckpointError(
+            f"{path}: dtype is {field('dtype')!r}, expected one of {', '.join(DTYPES)}"
+        )
+    try:
+        config = ModelConfig(**json.loads(field("config")))
+    except (ArgumentError, TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: config: {error}") from None
+    group_size = field("group_size")
+    if not (group_size.isascii() and group_size.isdigit() and len(group_size) < 9):
+        raise CheckpointError(f"{path}: group_size is {group_size!r:.80}, expected a number")
+    if unknown := set(file.tensors) - {"weights", "tokenizer"}:
+        raise CheckpointError(f"{path}: tensor {min(unknown)!r} has no place in a packed file")
+    if "weights" not in file.tensors:
+        raise CheckpointError(f"{path}: tensor 'weights' is missing")
+    weights = file.tensors["weights"]
+    return PackedFile(
+        path=path,
+        config=config,
+        dtype=metadata["dtype"],
+        group_size=int(group_size),
+        begin=weights.begin,
+        size=weights.end - weights.begin,
+        tokenizer=file.read("tokenizer").tobytes() if "tokenizer" in file.tensors else None,
+    )
+
+
+def map_packed(packed: PackedFile, *, copy: bool, n_threads: int) -> _core.Weights:
+    """Use the weights of a packed file where they lie, or (``copy``) in memory of their own.
+
+    Raises:
+        CheckpointError: they are not of the size that the config makes, or not aligned.
+    """
+    try:
+        return _core.Weights.from_image(
+            str(packed.path),
+            begin=packed.begin,
+            size=packed.size,
+            config=dataclasses.asdict(packed.config),
+            dtype=packed.dtype,
+            group_size=packed.group_size,
+            copy=copy,
+            n_threads=n_threads,
+        )
+    except CheckpointError as error:
+        raise CheckpointError(f"{packed.path}: {error}") from None
+
+
+def write_packed(file: BinaryIO, weights: _core.Weights, tokenizer: bytes | None) -> None:
+    """Write weights as they are packed, and a serialized SentencePiece model with them."""
+    tensors: dict[str, Array] = {"weights": weights.image}
+    if tokenizer is not None:
+        tensors["tokenizer"] = np.frombuffer(tokenizer, np.uint8)
+    metadata = {
+        "format": FORMAT,
+        "version": str(_core.PACKING_VERSION),
+        "dtype": weights.dtype,
+        "group_size": str(weights.group_size),
+        "config": json.dumps(weights.config),
+    }
+    shapes = {name: array.shape for name, array in tensors.items()}
+    write_safetensors(file, shapes, "uint8", tensors.__getitem__, metadata, alignment=_PAGE)

@@ -1,0 +1,72 @@
+"""Weights from whatever a path names."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pyllama2c import _core
+from pyllama2c.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from pyllama2c.checkpoint import Checkpoint
+
+
+class Loaded(NamedTuple):
+    """Weights, what they came from in words, and the tokenizer that came with them."""
+
+    weights: _core.Weights
+    format: str
+    stored_dtype: str
+    tokenizer: bytes | None = None
+    """A serialized SentencePiece model."""
+
+
+def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> Loaded:
+    """Load a model's weights, telling what it is by its content; see `Model` for the arguments.
+
+    Raises:
+        CheckpointError: there is no such path, or what is there cannot be used.
+        ArgumentError: dtype or mmap ask for what the model does not store.
+    """
+    if path.is_file():
+        from pyllama2c.checkpoint.packed import is_safetensors
+
+        if is_safetensors(path):
+            return _load_packed(path, dtype, mmap, n_threads)
+    if mmap:
+        raise ArgumentError(
+            f"mmap is true, but {path} stores no packed weights that could be used where they "
+            "lie: pack it with `pyllama2c convert`"
+        )
+    if path.is_dir():
+        from pyllama2c.checkpoint import open_checkpoint
+
+        checkpoint = open_checkpoint(path)
+        return Loaded(pack(checkpoint, dtype, n_threads), checkpoint.kind, checkpoint.dtype)
+    weights, about = _core.Weights.from_file(os.fspath(path), dtype, n_threads)
+    stored = f"int8 (groups of {about['group_size']})" if about["group_size"] else "float32"
+    return Loaded(weights, f"llama2.c v{about['version']}", stored)
+
+
+def pack(checkpoint: Checkpoint, dtype: str, n_threads: int) -> _core.Weights:
+    """Pack the weights of an opened model, with the bits that loading it by its path gives."""
+    if checkpoint.kind.startswith("llama2.c v"):  # whose int8 values are taken as they are
+        return _core.Weights.from_file(os.fspath(checkpoint.path), dtype, n_threads)[0]
+    fields = dataclasses.asdict(checkpoint.config)
+    return _core.Weights.from_tensors(fields, dict(checkpoint.tensors), dtype, n_threads)
+
+
+def _load_packed(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> Loaded:
+    from pyllama2c.checkpoint.packed import map_packed, read_packed
+
+    packed = read_packed(path)
+    if dtype not in ("auto", packed.dtype):
+        raise ArgumentError(
+            f"dtype is {dtype!r}, but {path} stores packed {packed.dtype}: "
+            f"expected auto or {packed.dtype}, or another file"
+        )
+    weights = map_packed(packed, copy=mmap is False, n_threads=n_threads)
+    return Loaded(weights, "pyllama2c packed", packed.dtype, packed.tokenizer)
