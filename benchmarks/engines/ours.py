@@ -32,7 +32,6 @@ class Pyllama2c(Server):
         from pyllama2c import Model
 
         kv_dtype = KV_DTYPES[setup.width]
-        self.setting = f"kv {kv_dtype}"
         self._model = Model(
             path,
             dtype=setup.width,
@@ -40,6 +39,7 @@ class Pyllama2c(Server):
             n_threads=setup.threads,
             max_sequences=setup.n_sequences,
         )
+        self.setting = f"kv {kv_dtype}, {self._model.info()['isa']}"
         self._setup = setup
         self._engine: Any = None
         self._numbers: dict[Any, int] = {}
