@@ -19,7 +19,7 @@ from pyllama2c import Model
 @pytest.fixture(scope="module")
 def endless(talkative: Path) -> Iterator[Model]:
     """A model that writes for minutes if nobody stops it."""
-    with Model(talkative, kv_memory="1GiB") as model:
+    with Model(talkative, kv_memory="1GiB", prefill_chunk=128) as model:
         yield model
 
 
@@ -33,6 +33,7 @@ CALLS: dict[str, Callable[[Model], Any]] = {
     "generate with stop": lambda model: model.generate("Lily", temperature=0, stop="no such text"),
     "stream": _consume,
     "list": lambda model: model.generate(["Lily", "Once", ""], temperature=0),
+    "prompt": lambda model: model.generate([5] * 30000),
     "logits": lambda model: model.logits([5] * 30000),
 }
 

@@ -123,7 +123,6 @@ void for_each_logits(CpuTransformer& transformer, const std::vector<int32_t>& to
     std::iota(blocks.begin(), blocks.end(), 0);
     SignalCheck interrupted;
     for (size_t start = 0; start < n; start += chunk) {
-        interrupted();
         Batch batch;
         batch.block_tables.push_back(blocks.data());
         for (size_t i = start; i < std::min(n, start + chunk); ++i) {
@@ -131,7 +130,9 @@ void for_each_logits(CpuTransformer& transformer, const std::vector<int32_t>& to
             batch.logit_rows.push_back(static_cast<int32_t>(i - start));
         }
         transformer.begin(batch);
-        transformer.advance(Clock::time_point::max());
+        do {
+            interrupted();
+        } while (!transformer.advance(Clock::now() + std::chrono::milliseconds(50)));
         for (size_t i = 0; i < batch.rows.size(); ++i) {
             each(start + i, transformer.logits(static_cast<int>(i)));
         }

@@ -11,6 +11,8 @@ namespace pyllama2c {
 namespace {
 
 constexpr Clock::time_point kNever = Clock::time_point::max();
+// A pass over a long prompt may take seconds; Ctrl-C must not wait for its end.
+constexpr std::chrono::milliseconds kBetweenInterrupts(50);
 
 double seconds(Clock::time_point from, Clock::time_point to) {
     return std::chrono::duration<double>(to - from).count();
@@ -192,7 +194,8 @@ bool Engine::compute_some(Lock& lock, Clock::time_point deadline, const Interrup
     }
     if (scheduled_.empty() && !start_pass()) return false;
     computing_ = true;
-    const Clock::time_point until = std::min(deadline, next_deadline_);
+    const Clock::time_point until =
+        std::min({deadline, next_deadline_, Clock::now() + kBetweenInterrupts});
     lock.unlock();
     bool done = false;
     try {

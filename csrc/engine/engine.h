@@ -63,8 +63,8 @@ class Engine {
 
     // Computes until any of the requests has news (or, with until_finished, until all of them
     // ended) and returns the news of each that has any. Safe to call from many threads at once.
-    // `interrupted` is called, without locks, before every step and every few milliseconds while
-    // another thread computes.
+    // `interrupted` is called, without locks, before every step, between layers of a long one, and
+    // every few milliseconds while another thread computes.
     std::vector<Progress> wait(const std::vector<uint64_t>& ids, bool until_finished,
                                const Interrupted& interrupted);
 
