@@ -28,11 +28,8 @@ BOUNDS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def not_with_plain_loops() -> None:
-    """Take no minutes for what the others compute to the same bit."""
-    if _core.isa() == "scalar":
-        pytest.skip("slow, and equal to the other instruction sets")
+# It would take minutes for what the others compute to the same bit.
+pytestmark = pytest.mark.skipif(_core.isa() == "scalar", reason="slow, and equal to the others")
 
 
 def perplexity(path: Path, stories: list[str], **options: Any) -> float:
