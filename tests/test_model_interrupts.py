@@ -95,8 +95,8 @@ def test_the_gil_is_released(endless: Model) -> None:
 
     thread = threading.Thread(target=count)
     thread.start()
-    endless.generate("Lily", temperature=0, max_tokens=100)
-    endless.logits([5] * 200)
+    endless.generate("Lily", temperature=0, max_tokens=30)
+    endless.logits([5] * 60)
     computing.set()
     thread.join()
     assert counted[0] > 10
