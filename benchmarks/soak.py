@@ -201,7 +201,9 @@ class Day:
             async for chunk in stream:
                 heard += chunk.text
                 await asyncio.sleep(0.02 * self.rng.random())
-        self._check(heard == case.alone.text, f"read slowly {case}")
+        ended = stream.completion is not None and stream.completion.finish_reason != "deadline"
+        right = heard == case.alone.text if ended else case.alone.text.startswith(heard)
+        self._check(right, f"read slowly {case}")
 
     async def _converse(self, engine: AsyncEngine) -> None:
         tale = self.rng.choice(self.tales)

@@ -259,6 +259,11 @@ class Progress:
     @property
     def finish(self) -> FinishReason: ...
     @property
+    def finished(self) -> bool:
+        """
+        Whether `finish` is not NONE.
+        """
+    @property
     def id(self) -> int: ...
     @property
     def prefill_seconds(self) -> float: ...

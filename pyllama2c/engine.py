@@ -361,7 +361,7 @@ class Engine:
                 if request is None:
                     continue
                 try:
-                    chunk = self._push(request, progress)
+                    chunk = request._push(progress)
                 except Exception as failure:
                     error = failure
                 else:
@@ -375,11 +375,7 @@ class Engine:
     def _push(self, request: Request, progress: _core.Progress) -> Chunk | None:
         """The next piece of a request's text, None if it has ended otherwise meanwhile."""
         with self._lock:
-            try:
-                return request._push(progress)
-            finally:
-                if request.done:
-                    self._forget(request)
+            return request._push(progress)
 
     def _forget(self, request: Request) -> None:
         self._requests.pop(request._id, None)
@@ -388,9 +384,7 @@ class Engine:
 
     def _cancel(self, request: Request) -> None:
         with self._lock:
-            if not request.done:
-                request._cancel()
-                self._forget(request)
+            request._cancel()
 
     def _close(self, why: str) -> None:
         with self._lock:
@@ -398,7 +392,7 @@ class Engine:
                 return
             self._closed = why
             for request in list(self._requests.values()):
-                self._cancel(request)
+                request._cancel()
             self._open_core = self._make_core = None
 
     def _after_fork(self) -> None:
@@ -408,10 +402,9 @@ class Engine:
         if self._open_core is None or self._make_core is None or not self._open_core.busy():
             return
         # Another thread was computing; what it was in the middle of never ends here.
-        requests, self._requests = self._requests, {}
         _core.leak(self._open_core)
         self._open_core = self._make_core()
-        for request in requests.values():
+        for request in list(self._requests.values()):
             request._cancel()
 
 

@@ -95,25 +95,24 @@ class Generation:
 
     def push(self, progress: _core.Progress) -> Chunk:
         """Take the engine's news; the chunk has a finish_reason if the text has ended with it."""
-        pieces: list[str] = []
+        # This runs for every token of every text.
+        ids = progress.tokens
+        text = ""
         finish: FinishReason | None = None
-        n_used = 0
-        for n_used, token in enumerate(progress.tokens, start=1):  # noqa: B007
-            pieces.append(self._show(token))
+        for n_used, token in enumerate(ids, start=1):
+            text += self._show(token)
             if self._matcher is not None and self._matcher.matched is not None:
-                finish = "stop"
+                finish, ids = "stop", ids[:n_used]
                 break
         else:
-            finish = _REASONS.get(progress.finish)
-            if finish is not None:
-                pieces.append(self._flush())
-        new_ids = progress.tokens[:n_used]
-        self.ids += new_ids
-        text = "".join(pieces)
+            if progress.finished:
+                finish = _REASONS[progress.finish]
+                text += self._flush()
+        self.ids += ids
         self._texts.append(text)
         if finish is not None:
             self._finish(finish, progress)
-        return Chunk(text, tuple(new_ids), finish, self.completion)
+        return Chunk(text, tuple(ids), finish, self.completion)
 
     def cancel(self) -> None:
         """End the text where it is, unless it has ended."""

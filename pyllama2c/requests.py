@@ -126,23 +126,26 @@ class Request:
 
     def _push(self, progress: _core.Progress) -> Chunk | None:
         """Take the core's news; the caller holds the engine's lock. None: it has ended already."""
-        if self._generation.completion is not None:
+        generation = self._generation
+        if generation.completion is not None:
             return None
         try:
-            return self._generation.push(progress)
+            chunk = generation.push(progress)
         except BaseException:  # the caller's on_deadline failed
-            self._generation.cancel()
+            self._cancel()
             raise
-        finally:
-            if self._generation.completion is not None:
-                self._end()
+        if generation.completion is not None:
+            self._end()
+        return chunk
 
     def _cancel(self) -> None:
+        """The same as `cancel`; the caller holds the engine's lock."""
         if self._generation.completion is None:
             self._generation.cancel()
             self._end()
 
     def _end(self) -> None:
+        self._engine._forget(self)
         if self._on_end is not None:
             self._on_end(self._generation)
 

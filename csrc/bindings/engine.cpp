@@ -106,6 +106,9 @@ void register_engine(py::module_& m) {
         .def_readonly("id", &Progress::id)
         .def_readonly("tokens", &Progress::tokens)
         .def_readonly("finish", &Progress::finish)
+        .def_property_readonly(
+            "finished", [](const Progress& p) { return p.finish != FinishReason::kNone; },
+            "Whether `finish` is not NONE.")
         .def_readonly("cached_tokens", &Progress::cached_tokens)
         .def_readonly("prefill_seconds", &Progress::prefill_seconds)
         .def_readonly("decode_seconds", &Progress::decode_seconds);
