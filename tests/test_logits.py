@@ -24,6 +24,11 @@ KV_DTYPES = ["float32", "float16", "int8"]
 
 # What must not change a bit, besides the instruction set: threads, and rows in a prompt's pieces.
 CUTS = [(1, 1), (2, 1), (3, 1), (1, 7), (2, 64), (3, 1 << 20)]
+EVERY_CUT = list(itertools.product((1, 2, 3), (1, 7, 64, 1 << 20)))
+
+goes_through_all = pytest.mark.skipif(
+    _core.isa() != _core.supported_isas()[0], reason="goes through all instruction sets by itself"
+)
 
 
 @pytest.mark.parametrize(
@@ -64,6 +69,15 @@ def test_rope_theta_and_norm_eps_are_fields(rope_theta: float, norm_eps: float) 
     np.testing.assert_allclose(logits, forward(config, tensors, ids), rtol=0, atol=2e-4)
 
 
+@goes_through_all
+@pytest.mark.parametrize("name", ["stories260K.bin", "stories260K_q80.bin"])
+def test_same_bits_with_every_cut(monkeypatch: pytest.MonkeyPatch, shared: Path, name: str) -> None:
+    with np.load(shared / "oracle" / "logits_stories260K.npz") as stored:
+        ids = (stored["token_ids"].tolist() * 2)[:70]  # more than the longest piece of a prompt
+    _expect_same_bits(monkeypatch, shared / "checkpoints" / name, ids, EVERY_CUT)
+
+
+@goes_through_all
 @pytest.mark.parametrize("kv_dtype", KV_DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("config", "length"), [(WIDE, 18), (HIDDEN_2268, 18)])
@@ -87,6 +101,7 @@ def test_same_bits(
     assert expected.std() > 0.1  # otherwise this tested less than it says
 
 
+@goes_through_all
 @pytest.mark.parametrize(
     ("name", "dtype", "kv_dtype"),
     [
@@ -100,13 +115,21 @@ def test_same_bits_of_real_models(
 ) -> None:
     with np.load(shared / "oracle" / "logits_stories260K.npz") as stored:
         ids = stored["token_ids"].tolist()[:40]
+    path = shared / "checkpoints" / name
+    _expect_same_bits(monkeypatch, path, ids, CUTS, dtype=dtype, kv_dtype=kv_dtype)
+
+
+def _expect_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+    path: Path,
+    ids: list[int],
+    cuts: list[tuple[int, int]],
+    **options: Any,
+) -> None:
     expected = None
-    for isa, (n_threads, chunk) in itertools.product(_core.supported_isas(), CUTS):
+    for isa, (n_threads, chunk) in itertools.product(_core.supported_isas(), cuts):
         monkeypatch.setenv("PYLLAMA2C_FORCE_ISA", isa)
-        path = shared / "checkpoints" / name
-        with Model(
-            path, dtype=dtype, kv_dtype=kv_dtype, n_threads=n_threads, prefill_chunk=chunk
-        ) as model:
+        with Model(path, n_threads=n_threads, prefill_chunk=chunk, **options) as model:
             assert model.info()["isa"] == isa
             logits = model.logits(ids)
         expected = logits if expected is None else expected
