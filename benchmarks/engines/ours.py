@@ -24,17 +24,21 @@ class Pyllama2c(Server):
 
     @classmethod
     def prepare(cls, source: Source, width: str) -> Path:
-        """Nothing to do: the checkpoint is quantized as it is loaded."""
-        return source.checkpoint
+        """Store the packed weights, which are mapped in place."""
+        path = source.checkpoint.with_suffix(f".{width}.safetensors")
+        if not path.exists():
+            from pyllama2c.convert import convert
+
+            convert(source.checkpoint, path, dtype=width)
+        return path
 
     def __init__(self, path: Path, setup: Setup) -> None:
-        """Load the checkpoint."""
+        """Map the weights."""
         from pyllama2c import Model
 
         kv_dtype = KV_DTYPES[setup.width]
         self._model = Model(
             path,
-            dtype=setup.width,
             kv_dtype=kv_dtype,
             n_threads=setup.threads,
             max_sequences=setup.n_sequences,
