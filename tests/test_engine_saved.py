@@ -204,6 +204,7 @@ def test_damage_is_told(engine: Engine) -> None:
         engine.restore("text")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_hostile_bytes_are_refused_or_harmless(engine: Engine) -> None:
     # Half of the mutations get a right checksum, as somebody who means harm would give them.
     session = engine.session("name", prefix="Once", params=RICH, overflow="slide")
