@@ -41,6 +41,7 @@ class Stream:
         self._engine = engine
         self._request = request
         self._reader: asyncio.Task[Any] | None = None
+        self._reader_ended = partial(_cancel_with, weakref.ref(self))
         self._waiter: asyncio.Future[None] | None = None
 
     @property
@@ -56,6 +57,7 @@ class Stream:
     def cancel(self) -> None:
         """End the text where it is, unless it has ended."""
         self._request.cancel()
+        self._end_with(None)
         self._wake()
 
     async def aclose(self) -> None:
@@ -67,10 +69,8 @@ class Stream:
 
     async def __anext__(self) -> Chunk:
         reader = asyncio.current_task()
-        if reader is not None and reader is not self._reader:
-            # It may be cancelled elsewhere than here, and its frames stay alive for a while then.
-            reader.add_done_callback(partial(_reader_ended, weakref.ref(self)))
-            self._reader = reader
+        if reader is not self._reader:
+            self._end_with(reader)
         while not self._request.done:
             chunk = self._engine._fetch(self._request)
             if chunk is not None:
@@ -83,6 +83,7 @@ class Stream:
                 raise
             finally:
                 self._waiter = None
+        self._end_with(None)
         self._engine._check(self._request)
         raise StopAsyncIteration
 
@@ -99,13 +100,25 @@ class Stream:
 
     def __del__(self) -> None:
         self._request.cancel()
+        self._end_with(None)
+
+    def _end_with(self, reader: asyncio.Task[Any] | None) -> None:
+        """Be cancelled with this task from now on, wherever it is cancelled.
+
+        (Its frames, which hold the stream, may stay alive for a while then.)
+        """
+        if self._reader is not None:
+            self._reader.remove_done_callback(self._reader_ended)
+        self._reader = reader
+        if reader is not None:
+            reader.add_done_callback(self._reader_ended)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
 
-def _reader_ended(stream: weakref.ref[Stream], reader: asyncio.Task[Any]) -> None:
+def _cancel_with(stream: weakref.ref[Stream], reader: asyncio.Task[Any]) -> None:
     living = stream()
     if living is not None and reader.cancelled():
         living.cancel()

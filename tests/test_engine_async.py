@@ -181,6 +181,21 @@ def test_cancelling_another_way_ends_the_stream(model: Model) -> None:
     asyncio.run(main())
 
 
+def test_a_task_may_read_any_number_of_streams(model: Model) -> None:
+    async def main() -> None:
+        async with AsyncEngine(model) as engine:
+            task: Any = asyncio.current_task()
+            before = len(task._callbacks or ())
+            for i in range(20):
+                async for _ in engine.stream("Once", max_tokens=3, ignore_eos=True):
+                    if i % 2:
+                        break
+                assert await engine.generate("Once", max_tokens=3)
+            assert len(task._callbacks or ()) == before  # none is kept
+
+    asyncio.run(main())
+
+
 def test_a_slow_reader_is_not_computed_for(model: Model) -> None:
     async def main() -> None:
         async with AsyncEngine(model, max_unread=10) as engine:
