@@ -286,16 +286,20 @@ inline void all_rows(const Matmul& m, int panel) {
     tail_rows<Tile, P, R - 1>(m, panel, row, m.rows - row, next);
 }
 
-// One row takes `Single` panels at a time, so that their chains hide each other's latency; many
-// rows take tiles of P x R.
-template <typename Tile, int Single, int P, int R>
-inline void matmul(const Matmul& m) {
-    int panel = 0;
-    if (m.rows == 1) {
-        for (; panel + Single <= m.panels; panel += Single) {
-            Tile::template run<Single, 1>(m, panel, 0, after<Tile>(m, panel + Single));
-        }
+// One row takes many panels at a time, so that their chains hide each other's latency.
+template <typename Tile, int P>
+inline void lone_row(const Matmul& m, int panel) {
+    for (; panel + P <= m.panels; panel += P) {
+        Tile::template run<P, 1>(m, panel, 0, after<Tile>(m, panel + P));
     }
+    if constexpr (P > 1) lone_row<Tile, P / 2>(m, panel);
+}
+
+// Many rows take tiles of P x R.
+template <typename Tile, int Lone, int P, int R>
+inline void matmul(const Matmul& m) {
+    if (m.rows == 1) return lone_row<Tile, Lone>(m, 0);
+    int panel = 0;
     for (; panel + P <= m.panels; panel += P) all_rows<Tile, P, R>(m, panel);
     for (; panel < m.panels; ++panel) all_rows<Tile, 1, R>(m, panel);
 }
@@ -452,7 +456,7 @@ inline const typename Kv::Element* kv_block(const Attention& a, const char* base
 }
 
 // Scores of B blocks of 16 keys: a block is a panel whose outputs are tokens.
-template <typename Kv, int B>
+template <typename Kv, bool Ahead, int B>
 inline void score_blocks(const Attention& a, int block) {
     const typename Kv::Element *keys[B], *values[B];
     Vec dots[B];
@@ -468,7 +472,7 @@ inline void score_blocks(const Attention& a, int block) {
         for (int b = 0; b < B; ++b) {
             dots[b] = fma(q, Kv::load_16(keys[b] + d * kLanes), dots[b]);
             // The values follow when all scores are known.
-            __builtin_prefetch(values[b] + d * kLanes, 0, 2);
+            if constexpr (Ahead) __builtin_prefetch(values[b] + d * kLanes, 0, 2);
         }
     }
 #pragma GCC unroll 4
@@ -483,7 +487,7 @@ inline void score_blocks(const Attention& a, int block) {
 }
 
 // P panels of 16 output dimensions from panel `first` on, four chains each.
-template <typename Kv, int P>
+template <typename Kv, bool Ahead, int P>
 inline void sum_values(const Attention& a, int first, float scale) {
     Vec chains[P][4];
 #pragma GCC unroll 4
@@ -495,7 +499,8 @@ inline void sum_values(const Attention& a, int first, float scale) {
     for (int b = 0; b < n_blocks; ++b) {
         const int offset = first * kBlockTokens * kLanes;
         const typename Kv::Element* values = kv_block<Kv>(a, a.v_base, b) + offset;
-        const typename Kv::Element* ahead = kv_block<Kv>(a, a.k_ahead, b) + offset;
+        const typename Kv::Element* ahead =
+            Ahead ? kv_block<Kv>(a, a.k_ahead, b) + offset : nullptr;
         const float* weights = a.scores + b * kBlockTokens;
         const int count = a.n_tokens - b * kBlockTokens;
         for (int t = 0; t < kBlockTokens; t += 4) {
@@ -509,7 +514,7 @@ inline void sum_values(const Attention& a, int first, float scale) {
                 for (int p = 0; p < P; ++p) {
                     const int place = (p * kBlockTokens + t + c) * kLanes;
                     chains[p][c] = fma(weight, Kv::load_16(values + place), chains[p][c]);
-                    __builtin_prefetch(ahead + place, 0, 2);
+                    if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, 2);
                 }
             }
         }
@@ -529,12 +534,12 @@ inline void sum_values(const Attention& a, int first, float scale) {
     }
 }
 
-template <typename Kv>
-void attend(const Attention& a) {
+template <typename Kv, bool Ahead>
+inline void attend_once(const Attention& a) {
     const int blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
     int block = 0;
-    for (; block + 4 <= blocks; block += 4) score_blocks<Kv, 4>(a, block);
-    for (; block < blocks; ++block) score_blocks<Kv, 1>(a, block);
+    for (; block + 4 <= blocks; block += 4) score_blocks<Kv, Ahead, 4>(a, block);
+    for (; block < blocks; ++block) score_blocks<Kv, Ahead, 1>(a, block);
     const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
     const int panels = padded(a.head_size) / kLanes;
     if constexpr (Kv::type == KvType::kInt8) {
@@ -547,7 +552,16 @@ void attend(const Attention& a) {
     }
     int panel = 0;
     for (; panel + kValuePanels <= panels; panel += kValuePanels) {
-        sum_values<Kv, kValuePanels>(a, panel, scale);
+        sum_values<Kv, Ahead, kValuePanels>(a, panel, scale);
     }
-    for (; panel < panels; ++panel) sum_values<Kv, 1>(a, panel, scale);
+    for (; panel < panels; ++panel) sum_values<Kv, Ahead, 1>(a, panel, scale);
+}
+
+template <typename Kv>
+void attend(const Attention& a) {
+    if (a.k_ahead != nullptr) {
+        attend_once<Kv, true>(a);
+    } else {
+        attend_once<Kv, false>(a);
+    }
 }

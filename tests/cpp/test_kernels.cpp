@@ -315,7 +315,7 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     a.q = q.data();
     a.k_base = cache.data();
     a.v_base = cache.data() + key_bytes;
-    a.k_ahead = a.k_base;
+    a.k_ahead = random.chance(0.5) ? a.k_base : nullptr;
     a.block_stride = stride;
     a.block_table = block_table.data();
     a.n_tokens = n_tokens;

@@ -12,6 +12,8 @@ namespace pyllama2c {
 
 namespace {
 
+constexpr size_t kNearCache = 2 << 20;  // bytes: about what a core has to itself
+
 int most_groups(const Weights& weights) {
     int most = weights.output().groups();
     for (int i = 0; i < weights.config().n_layers; ++i) {
@@ -39,6 +41,7 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
       qkv_(padded(config().dim + 2 * config().kv_dim())),
       hidden_(padded(config().hidden_dim)),
       logits_stride_(padded(config().vocab_size)),
+      far_(weights_->nbytes() > kNearCache),
       q_stride_(std::max(dim_, hidden_)),
       q_groups_(most_groups(*weights_)),
       rotary_(config().rope_theta, head_size_, config().max_seq_len),
@@ -234,7 +237,7 @@ void CpuTransformer::store_keys_and_values(Team& team, int layer) {
 void CpuTransformer::attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
     const auto [begin, end] = team.share(n_heads_ * rows);
-    Attention a;
+    Attention a{};
     a.block_stride = kv_.block_bytes();
     a.head_size = head_size_;
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
@@ -248,7 +251,7 @@ void CpuTransformer::attend(Team& team, int layer) {
         a.q = q;
         a.k_base = kv_.keys(layer, kv_head);
         a.v_base = kv_.values(layer, kv_head);
-        a.k_ahead = kv_.keys(layer, std::min(kv_head + 1, n_kv_heads_ - 1));
+        if (far_) a.k_ahead = kv_.keys(layer, std::min(kv_head + 1, n_kv_heads_ - 1));
         a.block_table = batch_->block_tables[row.sequence];
         a.n_tokens = row.position + 1;
         a.out = attended_.data() + static_cast<size_t>(r) * dim_ + head * head_size_;

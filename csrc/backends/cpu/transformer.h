@@ -83,6 +83,8 @@ class CpuTransformer : public Backend {
     const int hidden_;         // padded(hidden_dim)
     const int logits_stride_;  // padded(vocab_size)
 
+    const bool far_;  // the weights of a pass push keys and values out of the near cache
+
     Buffer<float> x_;         // [rows][dim_] residual stream
     Buffer<float> normed_;    // [rows][dim_]
     Buffer<float> qkv_rows_;  // [rows][qkv_] queries, keys, values
