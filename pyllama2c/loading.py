@@ -24,6 +24,17 @@ class Loaded(NamedTuple):
     """A serialized SentencePiece model."""
 
 
+def is_safetensors(path: Path) -> bool:
+    """Whether a file begins like one: with a header's length and a brace."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        return False  # whoever reads it will tell why
+    # llama2.c's files have their second number in the upper half of this length.
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
+
+
 def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> Loaded:
     """Load a model's weights, telling what it is by its content; see `Model` for the arguments.
 
@@ -31,11 +42,8 @@ def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
         CheckpointError: there is no such path, or what is there cannot be used.
         ArgumentError: dtype or mmap ask for what the model does not store.
     """
-    if path.is_file():
-        from pyllama2c.checkpoint.packed import is_safetensors
-
-        if is_safetensors(path):
-            return _load_packed(path, dtype, mmap, n_threads)
+    if path.is_file() and is_safetensors(path):
+        return _load_packed(path, dtype, mmap, n_threads)
     if mmap:
         raise ArgumentError(
             f"mmap is true, but {path} stores no packed weights that could be used where they "

@@ -8,9 +8,9 @@ from pyllama2c.checkpoint.base import Checkpoint, tensor_shapes
 from pyllama2c.checkpoint.dtypes import cast, to_float32
 from pyllama2c.checkpoint.huggingface import load_hf
 from pyllama2c.checkpoint.llama2c import load_llama2c
-from pyllama2c.checkpoint.packed import is_safetensors
 from pyllama2c.checkpoint.training import load_training
 from pyllama2c.errors import CheckpointError
+from pyllama2c.loading import is_safetensors
 
 __all__ = [
     "Checkpoint",

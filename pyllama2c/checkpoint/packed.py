@@ -48,17 +48,6 @@ class PackedFile:
     tokenizer: bytes | None
 
 
-def is_safetensors(path: Path) -> bool:
-    """Whether a file begins like one: with a header's length and a brace."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError:
-        return False  # whoever reads it will tell why
-    # llama2.c's files have their second number in the upper half of this length.
-    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
-
-
 def read_packed(path: Path) -> PackedFile:
     """Read what a packed file holds; its weights stay where they are.
 
