@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 from pyllama2c import _core, forking
-from pyllama2c.arguments import Prompt, as_one, merged_params, positive
+from pyllama2c.arguments import Prompt, merged_params, positive
 from pyllama2c.engine import DEFAULT_MAX_WAITING, Engine
 from pyllama2c.errors import ClosedError
 from pyllama2c.outputs import Chunk, Completion
@@ -206,15 +206,9 @@ class AsyncEngine:
         Returns:
             A `Stream` of `Chunk`. The last one has a ``finish_reason`` and the ``completion``.
         """
-        engine = self._engine
         terms = Terms(priority, deadline_ms, on_deadline, overflow)
-        core = engine._live()
-        generation = engine._generation(
-            engine.model._encode(as_one(prompt)), merged_params(params, options), terms
-        )
-        n_keep = min(len(generation.prompt_ids), engine.max_length // 2)
-        request = engine._launch(
-            core, generation, terms, n_keep=n_keep, announce=True, max_unread=self._max_unread
+        request = self._engine._submit(
+            prompt, merged_params(params, options), terms, max_unread=self._max_unread
         )
         return self._follow(request)
 

@@ -148,12 +148,7 @@ class Engine:
             ClosedError: the engine or its model is closed.
         """
         terms = Terms(priority, deadline_ms, on_deadline, overflow)
-        core = self._live()
-        generation = self._generation(
-            self.model._encode(as_one(prompt)), merged_params(params, options), terms
-        )
-        n_keep = min(len(generation.prompt_ids), self.max_length // 2)
-        return self._launch(core, generation, terms, n_keep=n_keep, announce=True)
+        return self._submit(prompt, merged_params(params, options), terms)
 
     def step(self, budget_ms: float | None = None) -> list[Event]:
         """Compute for a while and return what came of it: for each request with news an `Event`.
@@ -304,6 +299,16 @@ class Engine:
             self.model.config.vocab_size,
             on_deadline=terms.finisher,
             **more,
+        )
+
+    def _submit(
+        self, prompt: Prompt, params: SamplingParams, terms: Terms, *, max_unread: int = 0
+    ) -> Request:
+        core = self._live()
+        generation = self._generation(self.model._encode(as_one(prompt)), params, terms)
+        n_keep = min(len(generation.prompt_ids), self.max_length // 2)
+        return self._launch(
+            core, generation, terms, n_keep=n_keep, announce=True, max_unread=max_unread
         )
 
     def _launch(
