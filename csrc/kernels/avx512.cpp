@@ -104,6 +104,7 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 
 #include "kernels/vector_kernels.h"
 
+#include "kernels/vector_attention.h"
 #include "kernels/vector_int4.h"
 
 }  // namespace

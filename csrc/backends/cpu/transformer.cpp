@@ -2,7 +2,7 @@
 // positions (Su et al. 2021), grouped-query attention (Ainslie et al. 2023), SwiGLU (Shazeer 2020).
 //
 // One parallel region per pass. Each step below is shared out to the threads by rows, heads or
-// output panels, and ends in a barrier.
+// output panels, and ends in a barrier unless the next one reads only what its own thread wrote.
 #include "backends/cpu/transformer.h"
 
 #include <algorithm>
@@ -106,9 +106,9 @@ void CpuTransformer::embed(Team& team) {
 // Which rows this thread prepares for a product. A lone row every thread prepares for itself, in
 // row `rank` of the buffers: that takes less time than a barrier.
 CpuTransformer::Share CpuTransformer::share_rows(const Team& team, int rows) {
-    if (rows == 1) return {0, 1, team.rank(), false};
+    if (rows == 1) return {0, 1, team.rank()};
     const auto [begin, end] = team.share(rows);
-    return {begin, end, 0, true};
+    return {begin, end, 0};
 }
 
 // normed = rmsnorm(x) as the input of `next`; source(r) is the row of x that becomes row r.
@@ -122,7 +122,7 @@ CpuTransformer::Input CpuTransformer::norm(Team& team, int rows, Source source, 
                          config().norm_eps, normed + static_cast<size_t>(r) * dim_);
     }
     const Input input = quantize(share, next, normed, dim_);
-    if (share.shared) team.barrier();
+    if (rows > 1) team.barrier();
     return input;
 }
 
@@ -131,7 +131,7 @@ CpuTransformer::Input CpuTransformer::input(Team& team, int rows, const Matrix& 
                                             size_t stride) {
     const Share share = share_rows(team, rows);
     const Input input = quantize(share, w, x, stride);
-    if (share.shared && w.quantized()) team.barrier();
+    if (rows > 1 && w.quantized()) team.barrier();
     return input;
 }
 

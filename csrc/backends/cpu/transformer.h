@@ -45,7 +45,6 @@ class CpuTransformer : public Backend {
     struct Share {
         int begin, end;
         int copy;
-        bool shared;  // with other threads
     };
     // What a product takes: rows of floats or of int8, `stride` apart.
     struct Input {
