@@ -95,7 +95,8 @@ class SessionBase:
             position = self._state.n_prefix
         history = []
         for n_said, n_answered in turns:
-            said = self._show(ids[:position], ids[position : position + n_said])
+            # Half a character that the answer before ended in was shown with that answer.
+            said = self._show(ids[:position], ids[position : position + n_said], anew=True)
             position += n_said
             answer = self._show(ids[:position], ids[position : position + n_answered])
             position += n_answered
@@ -146,11 +147,15 @@ class SessionBase:
             state.name = _checked_name(name)
         return state
 
-    def _show(self, before: tuple[int, ...] | list[int], ids: list[int]) -> str:
+    def _show(
+        self, before: tuple[int, ...] | list[int], ids: list[int], *, anew: bool = False
+    ) -> str:
         tokenizer = self._engine.model.tokenizer
         if tokenizer is None:
             return ""
         detokenizer = Detokenizer(tokenizer, before)
+        if anew:
+            detokenizer.flush()
         return "".join(map(detokenizer.push, ids)) + detokenizer.flush()
 
     def _start(

@@ -109,6 +109,17 @@ def test_what_is_cut_off_is_not_remembered(model: Model) -> None:
     assert session.history == [Turn("Once", "我不知道。")]
 
 
+def test_half_a_character_stays_with_the_answer_it_ends(model: Model) -> None:
+    assert model.tokenizer is not None
+    names = [model.tokenizer.id_to_piece(i) for i in range(model.tokenizer.vocab_size)]
+    half = {names.index("<0xE4>"): 1000.0}
+    session = Engine(model).session(seed=1)
+    for text in ("Once", "Lily", "🐰"):
+        session.send(text, max_tokens=1, logit_bias=half)
+    expected = [Turn(text, "\ufffd") for text in ("Once", "Lily", "🐰")]
+    assert session.history == expected
+
+
 def test_a_prefix_is_shared_and_found_by_content(model: Model) -> None:
     engine = Engine(model, prefill_chunk=32)
     world = engine.prefix(WORLD)
