@@ -38,6 +38,7 @@ WORLD = "从前，森林边上有一个小村子，村子里住着许多小动�
 KINDS = "兔猫狗熊鹿羊鸭象猴鼠"
 NAMES = [2 * first for first in "莉团朵乐豆圆毛丁花米安贝多果静可明奇天星"]
 ANSWER_MS = 2000
+BUSY = "（正在和别人说话）"  # what a visitor sees of a villager who is
 SAYING = {"stop": ["”", "\n"], "max_tokens": 40, "temperature": 0.7}
 
 
@@ -57,6 +58,7 @@ class Village:
                     who, prefix=persona, overflow="slide", seed=i, **SAYING
                 )
         self.players: set[ServerConnection] = set()
+        self.musing: AsyncSession | None = None  # who is talking to himself
 
     def save(self) -> dict[str, str]:
         """Everybody's memory, a few hundred bytes each."""
@@ -88,6 +90,9 @@ class Village:
         """Let a villager answer a player."""
         name = villager.name[2:]
         line = f"一天，小明走过来说：“{text}”\n{name}说：“"
+        if self.musing is villager:
+            self.musing = None
+            villager.cancel()  # what he has said to himself so far he remembers
         try:
             speech = villager.stream(
                 _after(villager, line),
@@ -110,13 +115,17 @@ class Village:
             await asyncio.sleep(pause)
             villager = random.choice(list(self.villagers.values()))
             line = f"{villager.name[2:]}想了想，说：“"
-            with contextlib.suppress(BusyError, Overloaded):
+            self.musing = villager
+            try:
                 said = await villager.send(_after(villager, line), priority=-1)
-                for player in list(self.players):
-                    with contextlib.suppress(ConnectionClosed):
-                        await player.send(
-                            _json(**{"from": villager.name, "text": said.text, "aside": True})
-                        )
+            except (BusyError, Overloaded):
+                continue
+            finally:
+                self.musing = None
+            aside = _json(**{"from": villager.name, "text": said.text, "aside": True})
+            for player in list(self.players):
+                with contextlib.suppress(ConnectionClosed):
+                    await player.send(aside)
 
 
 def _after(villager: AsyncSession, line: str) -> str:
@@ -167,7 +176,7 @@ async def visit(address: str, who: str, lines: list[str]) -> list[str]:
                 heard = json.loads(message)
                 if heard.get("aside"):
                     continue
-                answer += heard.get("text", "")
+                answer += BUSY if "busy" in heard else heard.get("text", "")
                 if "end" in heard or "busy" in heard or "error" in heard:
                     break
             answers.append(answer)
