@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +52,13 @@ def random_cases(model: Model, n: int, seed: int = 0) -> list[Case]:
         alone = model.generate(prompt, **options)
         cases.append(Case(prompt, options, alone.text, alone.finish_reason))
     return cases
+
+
+def seconds(function: Callable[..., object], *arguments: Any) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - start
 
 
 def run(engine: Engine, budget_ms: float | None = None, most_steps: int = 100_000) -> list[Event]:

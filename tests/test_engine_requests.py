@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import statistics
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import engine_helpers as helpers
+import models
 import pytest
+import vocabularies
 
 from pyllama2c import (
     ArgumentError,
@@ -21,6 +24,7 @@ from pyllama2c import (
     Request,
     SamplingParams,
 )
+from pyllama2c.config import ModelConfig
 from pyllama2c.requests import whole_sentences
 
 
@@ -108,21 +112,24 @@ def test_a_step_computes_one_pass_or_for_its_budget(model: Model) -> None:
     assert events[0].finish_reason == "length"
 
 
-def test_steps_stay_within_the_budget(model: Model) -> None:
-    engine = Engine(model, n_threads=1)  # more would wait for each other on a busy machine
-    for i in range(64):
-        engine.submit("Once upon a time", seed=i, ignore_eos=True, overflow="slide")
-
-    def median_overrun() -> float:
-        overruns = []
-        for _ in range(300):
-            start = time.perf_counter()
-            engine.step(1)
-            overruns.append(time.perf_counter() - start - 0.001)
-        return sorted(overruns)[len(overruns) // 2]
-
-    # Others may take the CPU away for a while, but hardly three times.
-    assert any(median_overrun() < 0.002 for _ in range(3))
+def test_steps_stay_within_the_budget(tmp_path: Path) -> None:
+    """A step may be late by a layer, whose time differs 20-fold between instruction sets: here
+    the measure is a step without a budget, which takes twelve layers and the classifier.
+    """
+    (tmp_path / "tokenizer.model").write_bytes(vocabulary := vocabularies.train("byte fallback"))
+    config = ModelConfig(64, 80, 12, 4, 2, len(vocabularies.pieces(vocabulary)), 96)
+    path = models.write_v0(tmp_path / "model.bin", config, models.random_tensors(config))
+    budget = 0.0002  # seconds
+    whole: list[float] = []
+    overruns: list[float] = []
+    # More threads would wait for each other on a busy machine.
+    with Model(path) as model, Engine(model, n_threads=1) as engine:
+        for i in range(64):
+            engine.submit("Once upon a time", seed=i, ignore_eos=True, overflow="slide")
+        for _ in range(10):  # taking turns, as attention takes longer with every token
+            whole += (helpers.seconds(engine.step) for _ in range(6))
+            overruns += (helpers.seconds(engine.step, budget * 1000) - budget for _ in range(60))
+    assert statistics.median(overruns) < statistics.median(whole) / 2
 
 
 def test_priority_then_deadline_then_arrival(model: Model) -> None:
