@@ -99,11 +99,6 @@ inline void store_half(uint16_t* p, Vec v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8),
                      _mm256_cvtps_ph(v.hi, _MM_FROUND_TO_NEAREST_INT));
 }
-inline Vec load_signed_bytes(const int8_t* p) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
-}
 inline void load_bf16(const uint16_t* p, Vec& even, Vec& odd) {
     const __m256i lo = load_256(p), hi = load_256(p + 16);
     const __m256i mask = _mm256_set1_epi32(-0x10000);
@@ -178,6 +173,7 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 #include "kernels/vector_kernels.h"
 
 #include "kernels/vector_attention.h"
+#include "kernels/vector_attention8.h"
 #include "kernels/vector_int4.h"
 
 }  // namespace
@@ -193,9 +189,9 @@ const KernelTable avx2_kernels = {
     rmsnorm,
     rope,
     swiglu,
-    {store_key<KvF32>, store_key<KvF16>, store_key<KvQ8>},
-    {store_value<KvF32>, store_value<KvF16>, store_value<KvQ8>},
-    {attend<KvF32>, attend<KvF16>, attend<KvQ8>},
+    {store_key<KvF32>, store_key<KvF16>, store_key8},
+    {store_value<KvF32>, store_value<KvF16>, store_value8},
+    {attend<KvF32>, attend<KvF16>, attend8},
     softmax,
 };
 

@@ -61,10 +61,6 @@ inline void store_half(uint16_t* p, Vec v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
-inline Vec load_signed_bytes(const int8_t* p) {
-    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
-}
 inline void load_bf16(const uint16_t* p, Vec& even, Vec& odd) {
     const __m512i pairs = _mm512_loadu_si512(p);
     even = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
@@ -105,6 +101,7 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 #include "kernels/vector_kernels.h"
 
 #include "kernels/vector_attention.h"
+#include "kernels/vector_attention8.h"
 #include "kernels/vector_int4.h"
 
 }  // namespace
@@ -120,9 +117,9 @@ const KernelTable avx512_kernels = {
     rmsnorm,
     rope,
     swiglu,
-    {store_key<KvF32>, store_key<KvF16>, store_key<KvQ8>},
-    {store_value<KvF32>, store_value<KvF16>, store_value<KvQ8>},
-    {attend<KvF32>, attend<KvF16>, attend<KvQ8>},
+    {store_key<KvF32>, store_key<KvF16>, store_key8},
+    {store_value<KvF32>, store_value<KvF16>, store_value8},
+    {attend<KvF32>, attend<KvF16>, attend8},
     softmax,
 };
 

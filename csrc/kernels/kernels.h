@@ -63,9 +63,14 @@ struct Matmul {
     bool accumulate;
 };
 
-// How the KV cache keeps its numbers. Keys of a block and head: [head_size][16 tokens]; values:
-// [padded(head_size) / 16][16 tokens][16]; kInt8 adds a float per token: [16] behind each.
+// How the KV cache keeps its numbers. Of a block and head,
+//   floats: keys [head_size][16 tokens], values [padded(head_size) / 16][16 tokens][16];
+//   kInt8: packed like kInt8 weights, and a float for each token [16] behind:
+//          keys [ceil(head_size / 4)][16 tokens][4], a matrix of 16 outputs, the scores;
+//          values [padded(head_size) / 16][4][16][4 tokens], a matrix of head_size outputs.
 enum class KvType { kFloat32, kFloat16, kInt8 };
+
+constexpr int quads(int n) { return (n + 3) / 4; }
 
 constexpr size_t kv_element_bytes(KvType type) {
     return type == KvType::kFloat32 ? 4 : type == KvType::kFloat16 ? 2 : 1;
@@ -75,7 +80,8 @@ constexpr size_t kv_scale_bytes(KvType type) {
 }
 // Bytes of one block's keys, or values, of one head.
 constexpr size_t kv_key_bytes(KvType type, int head_size) {
-    return kv_element_bytes(type) * head_size * kBlockTokens + kv_scale_bytes(type);
+    const int elements = type == KvType::kInt8 ? 4 * quads(head_size) : head_size;
+    return kv_element_bytes(type) * elements * kBlockTokens + kv_scale_bytes(type);
 }
 constexpr size_t kv_value_bytes(KvType type, int head_size) {
     return kv_element_bytes(type) * padded(head_size) * kBlockTokens + kv_scale_bytes(type);
@@ -93,6 +99,7 @@ struct Attention {
     int head_size;
     float scale;    // 1 / sqrt(head_size)
     float* scores;  // scratch [padded(n_tokens)]
+    int8_t* q8;     // kInt8: scratch [padded(head_size)]
     float* out;     // [head_size]
 };
 
@@ -127,8 +134,11 @@ struct KernelTable {
     void (*store_key[3])(const float* k, int head_size, int slot, char* keys);      // by KvType
     void (*store_value[3])(const float* v, int head_size, int slot, char* values);  // by KvType
 
-    // out = softmax(q K^T * scale) V, the sum over tokens in four chains (token % 4), then
-    // (0 + 1) + (2 + 3). Int8 scales multiply a key's score (with `scale`) and a value's weight.
+    // out = softmax(q K^T * scale) V.
+    // Floats: the sum over tokens in four chains (token % 4), then (0 + 1) + (2 + 3).
+    // Int8: q becomes int8 as a stored key does, its scores are exact integers times (scale * q's
+    // scale) * the key's scale. The weights, times the values' scales, become int8 block by block
+    // in the same way; out = fma(float(exact integer sum), weights' scale, out) over the blocks.
     void (*attend[3])(const Attention& a);  // by KvType
 
     // In place over n values; x has room for padded(n), the rest is overwritten with zeros.

@@ -110,14 +110,6 @@ inline void store_half(uint16_t* p, Vec v) {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v.part[i])));
 }
-inline Vec load_signed_bytes(const int8_t* p) {
-    const int8x16_t bytes = vld1q_s8(p);
-    const int16x8_t halves[2] = {vmovl_s8(vget_low_s8(bytes)), vmovl_high_s8(bytes)};
-    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(halves[0]))),
-             vcvtq_f32_s32(vmovl_high_s16(halves[0])),
-             vcvtq_f32_s32(vmovl_s16(vget_low_s16(halves[1]))),
-             vcvtq_f32_s32(vmovl_high_s16(halves[1]))}};
-}
 inline void load_bf16(const uint16_t* p, Vec& even, Vec& odd) {
     const uint32x4_t mask = vdupq_n_u32(0xFFFF0000u);
 #pragma GCC unroll 4
@@ -193,6 +185,7 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
 #include "kernels/vector_kernels.h"
 
 #include "kernels/vector_attention.h"
+#include "kernels/vector_attention8.h"
 #include "kernels/vector_int4.h"
 
 }  // namespace
@@ -208,9 +201,9 @@ const KernelTable neon_kernels = {
     rmsnorm,
     rope,
     swiglu,
-    {store_key<KvF32>, store_key<KvF16>, store_key<KvQ8>},
-    {store_value<KvF32>, store_value<KvF16>, store_value<KvQ8>},
-    {attend<KvF32>, attend<KvF16>, attend<KvQ8>},
+    {store_key<KvF32>, store_key<KvF16>, store_key8},
+    {store_value<KvF32>, store_value<KvF16>, store_value8},
+    {attend<KvF32>, attend<KvF16>, attend8},
     softmax,
 };
 

@@ -2,6 +2,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "kernels/exp.h"
 #include "kernels/half.h"
@@ -230,73 +231,116 @@ void softmax(float* x, int n) {
     for (int i = 0; i < padded(n); ++i) x[i] *= scale;
 }
 
+// Where element d of the key or value of the token at `slot` stands.
+int key_place(int d, int slot) { return d * kBlockTokens + slot; }
+int value_place(int d, int slot) {
+    return (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes;
+}
+int key8_place(int d, int slot) { return (d / 4 * kBlockTokens + slot) * 4 + d % 4; }
+int value8_place(int d, int slot) {
+    return ((d / kLanes * 4 + slot / 4) * kLanes + d % kLanes) * 4 + slot % 4;
+}
+
 template <KvType type>
 float kv_load(const char* elements, int i) {
     if constexpr (type == KvType::kFloat32) return reinterpret_cast<const float*>(elements)[i];
-    if constexpr (type == KvType::kFloat16) {
-        return half_to_float(reinterpret_cast<const uint16_t*>(elements)[i]);
-    }
-    return static_cast<float>(reinterpret_cast<const int8_t*>(elements)[i]);
+    return half_to_float(reinterpret_cast<const uint16_t*>(elements)[i]);
 }
 
-// Element d of a vector goes to index(d); the token's scale (int8) behind all n elements.
-template <KvType type, typename Index>
-void kv_store(const float* x, int head_size, int slot, char* elements, int n, Index index) {
-    float most = 0.0f;
-    for (int d = 0; d < head_size; ++d) most = std::fabs(x[d]) > most ? std::fabs(x[d]) : most;
-    const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
+template <KvType type, int place(int d, int slot)>
+void store(const float* x, int head_size, int slot, char* elements) {
     for (int d = 0; d < head_size; ++d) {
-        const int i = index(d);
+        const int i = place(d, slot);
         if (type == KvType::kFloat32) reinterpret_cast<float*>(elements)[i] = x[d];
         if (type == KvType::kFloat16)
             reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
-        if (type == KvType::kInt8) {
-            elements[i] = static_cast<int8_t>(x[d] * inverse + kRoundMagic - kRoundMagic);
+    }
+}
+
+// q = x rounded to int8; returns what a step of it is worth.
+float round_to_int8(const float* x, int n, int8_t* q) {
+    float most = 0.0f;
+    for (int i = 0; i < n; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+    const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
+    for (int i = 0; i < n; ++i) {
+        q[i] = static_cast<int8_t>(x[i] * inverse + kRoundMagic - kRoundMagic);
+    }
+    return most / 127.0f;
+}
+
+// The scales of a block's keys or values, behind n elements.
+const float* kv_scales(const char* elements, int n) {
+    return reinterpret_cast<const float*>(elements + n);
+}
+
+void store_key8(const float* k, int head_size, int slot, char* keys) {
+    const int n = 4 * quads(head_size) * kBlockTokens;
+    std::vector<int8_t> q(4 * quads(head_size));
+    const_cast<float*>(kv_scales(keys, n))[slot] = round_to_int8(k, head_size, q.data());
+    for (size_t d = 0; d < q.size(); ++d) {
+        keys[key8_place(static_cast<int>(d), slot)] = static_cast<char>(q[d] + 128);
+    }
+}
+
+void store_value8(const float* v, int head_size, int slot, char* values) {
+    const int n = padded(head_size) * kBlockTokens;
+    std::vector<int8_t> q(head_size);
+    const_cast<float*>(kv_scales(values, n))[slot] = round_to_int8(v, head_size, q.data());
+    for (int d = 0; d < head_size; ++d) {
+        values[value8_place(d, slot)] = static_cast<char>(q[d] + 128);
+    }
+}
+
+int byte_weight(const char* elements, int i) { return static_cast<uint8_t>(elements[i]) - 128; }
+
+void attend8(const Attention& a) {
+    const int key_elements = 4 * quads(a.head_size) * kBlockTokens;
+    const int value_elements = padded(a.head_size) * kBlockTokens;
+    const auto block = [&](int t) { return a.block_table[t / kBlockTokens] * a.block_stride; };
+    const float q_step = a.scale * round_to_int8(a.q, a.head_size, a.q8);
+    for (int t = 0; t < a.n_tokens; ++t) {
+        const char* keys = a.k_base + block(t);
+        const int slot = t % kBlockTokens;
+        int32_t dot = 0;
+        for (int d = 0; d < a.head_size; ++d)
+            dot += a.q8[d] * byte_weight(keys, key8_place(d, slot));
+        a.scores[t] = static_cast<float>(dot) * (q_step * kv_scales(keys, key_elements)[slot]);
+    }
+    const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
+    for (int d = 0; d < a.head_size; ++d) a.out[d] = 0.0f;
+    for (int first = 0; first < a.n_tokens; first += kBlockTokens) {
+        const char* values = a.v_base + block(first);
+        const int n = a.n_tokens - first < kBlockTokens ? a.n_tokens - first : kBlockTokens;
+        float* weights = a.scores + first;
+        for (int i = 0; i < n; ++i) weights[i] *= kv_scales(values, value_elements)[i];
+        int8_t w8[kBlockTokens];
+        const float step = round_to_int8(weights, n, w8);
+        for (int d = 0; d < a.head_size; ++d) {
+            int32_t dot = 0;
+            for (int i = 0; i < n; ++i) dot += w8[i] * byte_weight(values, value8_place(d, i));
+            a.out[d] = std::fma(static_cast<float>(dot), step, a.out[d]);
         }
     }
-    if (type == KvType::kInt8) reinterpret_cast<float*>(elements + n)[slot] = most / 127.0f;
-}
-
-template <KvType type>
-void store_key(const float* k, int head_size, int slot, char* keys) {
-    kv_store<type>(k, head_size, slot, keys, head_size * kBlockTokens,
-                   [=](int d) { return d * kBlockTokens + slot; });
-}
-
-template <KvType type>
-void store_value(const float* v, int head_size, int slot, char* values) {
-    kv_store<type>(v, head_size, slot, values, padded(head_size) * kBlockTokens,
-                   [=](int d) { return (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes; });
+    for (int d = 0; d < a.head_size; ++d) a.out[d] *= scale;
 }
 
 template <KvType type>
 void attend(const Attention& a) {
     const auto block = [&](int t) { return a.block_table[t / kBlockTokens] * a.block_stride; };
-    // The int8 scale of token t's key or value, behind n elements.
-    const auto scale_of = [&](const char* elements, int n, int t) {
-        return reinterpret_cast<const float*>(elements + n)[t % kBlockTokens];
-    };
     for (int t = 0; t < a.n_tokens; ++t) {
         const char* keys = a.k_base + block(t);
         float dot = 0.0f;
         for (int d = 0; d < a.head_size; ++d) {
-            dot = std::fma(a.q[d], kv_load<type>(keys, d * kBlockTokens + t % kBlockTokens), dot);
+            dot = std::fma(a.q[d], kv_load<type>(keys, key_place(d, t % kBlockTokens)), dot);
         }
-        float scale = a.scale;
-        if (type == KvType::kInt8) scale *= scale_of(keys, a.head_size * kBlockTokens, t);
-        a.scores[t] = dot * scale;
+        a.scores[t] = dot * a.scale;
     }
     const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
-    if (type == KvType::kInt8) {
-        for (int t = 0; t < a.n_tokens; ++t) {
-            a.scores[t] *= scale_of(a.v_base + block(t), padded(a.head_size) * kBlockTokens, t);
-        }
-    }
     for (int d = 0; d < a.head_size; ++d) {
         float chains[4] = {};
         for (int t = 0; t < a.n_tokens; ++t) {
-            const int i = (d / kLanes * kBlockTokens + t % kBlockTokens) * kLanes + d % kLanes;
-            const float value = kv_load<type>(a.v_base + block(t), i);
+            const float value =
+                kv_load<type>(a.v_base + block(t), value_place(d, t % kBlockTokens));
             chains[t % 4] = std::fma(a.scores[t], value, chains[t % 4]);
         }
         a.out[d] = ((chains[0] + chains[1]) + (chains[2] + chains[3])) * scale;
@@ -316,9 +360,9 @@ const KernelTable scalar_kernels = {
     rmsnorm,
     rope,
     swiglu,
-    {store_key<KvType::kFloat32>, store_key<KvType::kFloat16>, store_key<KvType::kInt8>},
-    {store_value<KvType::kFloat32>, store_value<KvType::kFloat16>, store_value<KvType::kInt8>},
-    {attend<KvType::kFloat32>, attend<KvType::kFloat16>, attend<KvType::kInt8>},
+    {store<KvType::kFloat32, key_place>, store<KvType::kFloat16, key_place>, store_key8},
+    {store<KvType::kFloat32, value_place>, store<KvType::kFloat16, value_place>, store_value8},
+    {attend<KvType::kFloat32>, attend<KvType::kFloat16>, attend8},
     softmax,
 };
 

@@ -1,27 +1,16 @@
-// The KV cache and attention over a vector of 16 floats; see vector_kernels.h, behind which the
-// ISAs' files include this one.
+// Attention over a KV cache of floats; see vector_kernels.h, behind which the ISAs' files include
+// this one.
 
 struct KvF32 {
-    static constexpr KvType type = KvType::kFloat32;
     using Element = float;
     static inline Vec load_16(const Element* p) { return load(p); }
-    static inline void store_16(Vec v, Vec, Element* p) { store(p, v); }
+    static inline void store_16(Vec v, Element* p) { store(p, v); }
 };
 
 struct KvF16 {
-    static constexpr KvType type = KvType::kFloat16;
     using Element = uint16_t;
     static inline Vec load_16(const Element* p) { return load_half(p); }
-    static inline void store_16(Vec v, Vec, Element* p) { store_half(p, v); }
-};
-
-struct KvQ8 {
-    static constexpr KvType type = KvType::kInt8;
-    using Element = int8_t;
-    static inline Vec load_16(const Element* p) { return load_signed_bytes(p); }
-    static inline void store_16(Vec v, Vec inverse, Element* p) {
-        round_to_bytes(mul(v, inverse), p);
-    }
+    static inline void store_16(Vec v, Element* p) { store_half(p, v); }
 };
 
 // Lanes d .. d + 15 of a vector of n, zero beyond its end.
@@ -29,32 +18,19 @@ inline Vec load_part(const float* x, int d, int n) {
     return d + kLanes <= n ? load(x + d) : low_lanes(load(x + d), n - d, zero());
 }
 
-// What to multiply with before rounding to int8; writes the scale. Nothing for float types.
-template <typename Kv>
-inline Vec kv_inverse(const float* x, int n, float* scale) {
-    if constexpr (Kv::type == KvType::kInt8) {
-        Vec most = zero();
-        for (int d = 0; d < n; d += kLanes) most = max(most, abs(load_part(x, d, n)));
-        const float largest = max_lane(most);
-        *scale = largest / 127.0f;
-        return set1(largest >= kLeastQuantized ? 127.0f / largest : 0.0f);
-    }
-    return zero();
-}
-
-template <typename Kv>
-inline float* kv_scales(char* elements, int n) {
-    return reinterpret_cast<float*>(elements + sizeof(typename Kv::Element) * n);
+inline void store_part(float* y, int d, int n, Vec v) {
+    if (d + kLanes <= n) return store(y + d, v);
+    float last[kLanes];
+    store(last, v);
+    for (int i = 0; d + i < n; ++i) y[d + i] = last[i];
 }
 
 template <typename Kv>
 void store_key(const float* k, int head_size, int slot, char* keys) {
     typename Kv::Element* to = reinterpret_cast<typename Kv::Element*>(keys) + slot;
-    const Vec inverse =
-        kv_inverse<Kv>(k, head_size, kv_scales<Kv>(keys, head_size * kBlockTokens) + slot);
     for (int d = 0; d < head_size; d += kLanes) {
         typename Kv::Element part[kLanes];
-        Kv::store_16(load_part(k, d, head_size), inverse, part);
+        Kv::store_16(load_part(k, d, head_size), part);
         for (int i = 0; i < kLanes && d + i < head_size; ++i) to[(d + i) * kBlockTokens] = part[i];
     }
 }
@@ -62,10 +38,8 @@ void store_key(const float* k, int head_size, int slot, char* keys) {
 template <typename Kv>
 void store_value(const float* v, int head_size, int slot, char* values) {
     typename Kv::Element* to = reinterpret_cast<typename Kv::Element*>(values) + slot * kLanes;
-    const Vec inverse = kv_inverse<Kv>(
-        v, head_size, kv_scales<Kv>(values, padded(head_size) * kBlockTokens) + slot);
     for (int d = 0; d < head_size; d += kLanes) {
-        Kv::store_16(load_part(v, d, head_size), inverse, to + d * kBlockTokens);
+        Kv::store_16(load_part(v, d, head_size), to + d * kBlockTokens);
     }
 }
 
@@ -97,12 +71,7 @@ inline void score_blocks(const Attention& a, int block) {
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        Vec scale = set1(a.scale);
-        if constexpr (Kv::type == KvType::kInt8) {
-            scale = mul(scale,
-                        load(reinterpret_cast<const float*>(keys[b] + a.head_size * kBlockTokens)));
-        }
-        store(a.scores + (block + b) * kBlockTokens, mul(dots[b], scale));
+        store(a.scores + (block + b) * kBlockTokens, mul(dots[b], set1(a.scale)));
     }
 }
 
@@ -141,16 +110,8 @@ inline void sum_values(const Attention& a, int first, float scale) {
     }
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) {
-        const Vec total =
-            mul(add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3])), set1(scale));
-        const int d = (first + p) * kLanes;
-        if (d + kLanes <= a.head_size) {
-            store(a.out + d, total);
-        } else {
-            float last[kLanes];
-            store(last, total);
-            for (int i = 0; d + i < a.head_size; ++i) a.out[d + i] = last[i];
-        }
+        const Vec total = add(add(chains[p][0], chains[p][1]), add(chains[p][2], chains[p][3]));
+        store_part(a.out, (first + p) * kLanes, a.head_size, mul(total, set1(scale)));
     }
 }
 
@@ -162,14 +123,6 @@ inline void attend_once(const Attention& a) {
     for (; block < blocks; ++block) score_blocks<Kv, Ahead, 1>(a, block);
     const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
     const int panels = padded(a.head_size) / kLanes;
-    if constexpr (Kv::type == KvType::kInt8) {
-        for (int b = 0; b < blocks; ++b) {
-            const float* scales = reinterpret_cast<const float*>(kv_block<Kv>(a, a.v_base, b) +
-                                                                 panels * kLanes * kBlockTokens);
-            float* weights = a.scores + b * kBlockTokens;
-            store(weights, mul(load(weights), load(scales)));
-        }
-    }
     int panel = 0;
     for (; panel + kValuePanels <= panels; panel += kValuePanels) {
         sum_values<Kv, Ahead, kValuePanels>(a, panel, scale);

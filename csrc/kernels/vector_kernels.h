@@ -12,8 +12,7 @@
 //   select_below(a, b, x, y) x where a < b, else y (also where one is NaN)
 //   low_lanes(x, n, y)       x in lanes below n, y in the others
 //   sum max_lane             by the fixed tree
-//   abs  load_half store_half (half precision)  load_signed_bytes
-//   load_bf16                (16 pairs, as two Vec)
+//   abs  load_half store_half (half precision)  load_bf16 (16 pairs, as two Vec)
 // and for whole numbers: `Ints` (16 int32 lanes), `Bytes` (16 lanes of 4 weights), `Quad` (4
 // activations for all lanes):
 //   set1_int add_int sum_int to_float  load_bytes load_nibbles set1_quad

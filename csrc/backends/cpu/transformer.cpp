@@ -45,7 +45,8 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
       q_stride_(std::max(dim_, hidden_)),
       q_groups_(most_groups(*weights_)),
       rotary_(config().rope_theta, head_size_, config().max_seq_len),
-      scores_(n_threads) {
+      scores_(n_threads),
+      q8_(n_threads) {
     const size_t rows = std::max(max_rows, n_threads);  // see share_rows()
     x_ = Buffer<float>(rows * dim_);
     normed_ = Buffer<float>(rows * dim_);
@@ -60,6 +61,7 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
         q_sums_ = Buffer<int32_t>(rows * q_groups_);
     }
     for (Buffer<float>& scores : scores_) scores = Buffer<float>(padded(config().max_seq_len));
+    for (Buffer<int8_t>& q8 : q8_) q8 = Buffer<int8_t>(padded(head_size_));
 }
 
 void CpuTransformer::begin(const Batch& batch) {
@@ -242,6 +244,7 @@ void CpuTransformer::attend(Team& team, int layer) {
     a.head_size = head_size_;
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
     a.scores = scores_[team.rank()].data();
+    a.q8 = q8_[team.rank()].data();
     for (int item = begin; item < end; ++item) {
         const int r = item % rows, head = item / rows;
         const Row& row = batch_->rows[r];

@@ -99,6 +99,7 @@ class CpuTransformer : public Backend {
     Buffer<int32_t> q_sums_;             // [rows][groups of the matrix]
     RotaryTables rotary_;                // filled as far as positions were used
     std::vector<Buffer<float>> scores_;  // per thread [padded(max_seq_len)]
+    std::vector<Buffer<int8_t>> q8_;     // per thread [padded(head_size)]
 
     // The pass in progress.
     const Batch* batch_ = nullptr;
