@@ -92,10 +92,14 @@ struct Attention {
     const float* q;              // [head_size]
     const char* k_base;          // block 0's keys of this layer and head
     const char* v_base;          // block 0's values
-    const char* k_ahead;         // block 0's keys of the next head, to be prefetched, or nullptr
     size_t block_stride;         // bytes from one block to the next
     const int32_t* block_table;  // [ceil(n_tokens / 16)] block numbers
-    int n_tokens;                // >= 1
+    // What comes next, to be prefetched.
+    const char* k_next;
+    const char* v_next;
+    const int32_t* next_table;
+    int next_blocks;  // 0: nothing
+    int n_tokens;     // >= 1
     int head_size;
     float scale;    // 1 / sqrt(head_size)
     float* scores;  // scratch [padded(n_tokens)]

@@ -284,10 +284,10 @@ void store_key8(const float* k, int head_size, int slot, char* keys) {
 
 void store_value8(const float* v, int head_size, int slot, char* values) {
     const int n = padded(head_size) * kBlockTokens;
-    std::vector<int8_t> q(head_size);
+    std::vector<int8_t> q(padded(head_size));
     const_cast<float*>(kv_scales(values, n))[slot] = round_to_int8(v, head_size, q.data());
-    for (int d = 0; d < head_size; ++d) {
-        values[value8_place(d, slot)] = static_cast<char>(q[d] + 128);
+    for (size_t d = 0; d < q.size(); ++d) {
+        values[value8_place(static_cast<int>(d), slot)] = static_cast<char>(q[d] + 128);
     }
 }
 

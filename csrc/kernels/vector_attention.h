@@ -3,12 +3,18 @@
 
 struct KvF32 {
     using Element = float;
+    static inline const Element* elements(const char* p) {
+        return reinterpret_cast<const Element*>(p);
+    }
     static inline Vec load_16(const Element* p) { return load(p); }
     static inline void store_16(Vec v, Element* p) { store(p, v); }
 };
 
 struct KvF16 {
     using Element = uint16_t;
+    static inline const Element* elements(const char* p) {
+        return reinterpret_cast<const Element*>(p);
+    }
     static inline Vec load_16(const Element* p) { return load_half(p); }
     static inline void store_16(Vec v, Element* p) { store_half(p, v); }
 };
@@ -43,21 +49,25 @@ void store_value(const float* v, int head_size, int slot, char* values) {
     }
 }
 
-template <typename Kv>
-inline const typename Kv::Element* kv_block(const Attention& a, const char* base, int block) {
-    return reinterpret_cast<const typename Kv::Element*>(base +
-                                                         a.block_table[block] * a.block_stride);
+inline const char* kv_block(const Attention& a, const char* base, int block) {
+    return base + a.block_table[block] * a.block_stride;
+}
+
+// The block to be prefetched while one is read: as far into what comes next, or its last.
+inline const char* kv_block_ahead(const Attention& a, const char* base, int block) {
+    const int last = a.next_blocks - 1;
+    return base + a.next_table[block < last ? block : last] * a.block_stride;
 }
 
 // Scores of B blocks of 16 keys: a block is a panel whose outputs are tokens.
 template <typename Kv, bool Ahead, int B>
 inline void score_blocks(const Attention& a, int block) {
-    const typename Kv::Element *keys[B], *values[B];
+    const typename Kv::Element *keys[B], *ahead[B];
     Vec dots[B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        keys[b] = kv_block<Kv>(a, a.k_base, block + b);
-        values[b] = kv_block<Kv>(a, a.v_base, block + b);
+        keys[b] = Kv::elements(kv_block(a, a.k_base, block + b));
+        if constexpr (Ahead) ahead[b] = Kv::elements(kv_block_ahead(a, a.k_next, block + b));
         dots[b] = zero();
     }
     for (int d = 0; d < a.head_size; ++d) {
@@ -65,8 +75,7 @@ inline void score_blocks(const Attention& a, int block) {
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
             dots[b] = fma(q, Kv::load_16(keys[b] + d * kLanes), dots[b]);
-            // The values follow when all scores are known.
-            if constexpr (Ahead) __builtin_prefetch(values[b] + d * kLanes, 0, 2);
+            if constexpr (Ahead) __builtin_prefetch(ahead[b] + d * kLanes, 0, 2);
         }
     }
 #pragma GCC unroll 4
@@ -87,9 +96,9 @@ inline void sum_values(const Attention& a, int first, float scale) {
     const int n_blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
     for (int b = 0; b < n_blocks; ++b) {
         const int offset = first * kBlockTokens * kLanes;
-        const typename Kv::Element* values = kv_block<Kv>(a, a.v_base, b) + offset;
-        const typename Kv::Element* ahead =
-            Ahead ? kv_block<Kv>(a, a.k_ahead, b) + offset : nullptr;
+        const typename Kv::Element* values = Kv::elements(kv_block(a, a.v_base, b)) + offset;
+        const typename Kv::Element* ahead = values;
+        if constexpr (Ahead) ahead = Kv::elements(kv_block_ahead(a, a.v_next, b)) + offset;
         const float* weights = a.scores + b * kBlockTokens;
         const int count = a.n_tokens - b * kBlockTokens;
         for (int t = 0; t < kBlockTokens; t += 4) {
@@ -132,7 +141,7 @@ inline void attend_once(const Attention& a) {
 
 template <typename Kv>
 void attend(const Attention& a) {
-    if (a.k_ahead != nullptr) {
+    if (a.next_blocks > 0) {
         attend_once<Kv, true>(a);
     } else {
         attend_once<Kv, false>(a);

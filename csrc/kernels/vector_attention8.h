@@ -46,29 +46,34 @@ void store_value8(const float* v, int head_size, int slot, char* values) {
     uint8_t* to = reinterpret_cast<uint8_t*>(values);
     const Step step = step_for(v, head_size);
     kv_scales(to, value8_elements(head_size))[slot] = step.size;
-    to += slot / 4 * 4 * kLanes + slot % 4;
+    to += slot / 4 * kLine;
+    const int shift = slot % 4 * 8;
+    const uint32_t others = ~(255u << shift);
     for (int d = 0; d < head_size; d += kLanes) {
         uint8_t part[kLanes];
         round_part(v, d, head_size, step, reinterpret_cast<int8_t*>(part));
-        for (int i = 0; i < kLanes && d + i < head_size; ++i) {
-            to[d * kBlockTokens + i * 4] = part[i] ^ 128;
+        uint32_t lanes[kLanes];
+        __builtin_memcpy(lanes, to + d * kBlockTokens, sizeof lanes);
+        for (int i = 0; i < kLanes; ++i) {
+            lanes[i] = (lanes[i] & others) | static_cast<uint32_t>(part[i] ^ 128) << shift;
         }
+        __builtin_memcpy(to + d * kBlockTokens, lanes, sizeof lanes);
     }
 }
 
-inline const uint8_t* kv_block8(const Attention& a, const char* base, int block) {
-    return reinterpret_cast<const uint8_t*>(base + a.block_table[block] * a.block_stride);
+inline const uint8_t* kv_bytes(const char* block) {
+    return reinterpret_cast<const uint8_t*>(block);
 }
 
 // Scores of B blocks of 16 keys.
 template <bool Ahead, int B>
 inline void score_blocks8(const Attention& a, int block, float q_step, int q_sum) {
-    const uint8_t *keys[B], *values[B];
+    const uint8_t *keys[B], *ahead[B];
     Ints dots[B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        keys[b] = kv_block8(a, a.k_base, block + b);
-        values[b] = kv_block8(a, a.v_base, block + b);
+        keys[b] = kv_bytes(kv_block(a, a.k_base, block + b));
+        if constexpr (Ahead) ahead[b] = kv_bytes(kv_block_ahead(a, a.k_next, block + b));
         dots[b] = set1_int(-kBias8 * q_sum);
     }
     for (int i = 0; i < quads(a.head_size); ++i) {
@@ -76,12 +81,12 @@ inline void score_blocks8(const Attention& a, int block, float q_step, int q_sum
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
             dots[b] = dot(dots[b], load_bytes(keys[b] + i * kLine), quad);
-            // The values follow when all scores are known.
-            if constexpr (Ahead) __builtin_prefetch(values[b] + i * kLine, 0, 2);
+            if constexpr (Ahead) __builtin_prefetch(ahead[b] + i * kLine, 0, 2);
         }
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
+        if constexpr (Ahead) __builtin_prefetch(ahead[b] + key8_elements(a.head_size), 0, 2);
         const Vec key_steps = load(kv_scales(keys[b], key8_elements(a.head_size)));
         store(a.scores + (block + b) * kBlockTokens,
               mul(to_float(dots[b]), mul(set1(q_step), key_steps)));
@@ -96,7 +101,7 @@ struct BlockWeights {
 };
 
 inline BlockWeights round_weights(const Attention& a, int block) {
-    const uint8_t* values = kv_block8(a, a.v_base, block);
+    const uint8_t* values = kv_bytes(kv_block(a, a.v_base, block));
     const int count = a.n_tokens - block * kBlockTokens;
     Vec weights = mul(load(a.scores + block * kBlockTokens),
                       load(kv_scales(values, value8_elements(a.head_size))));
@@ -117,8 +122,11 @@ inline void sum_values8(const Attention& a, int blocks, int first, float scale) 
 #pragma GCC unroll 4
     for (int p = 0; p < P; ++p) sums[p] = zero();
     for (int b = 0; b < blocks; ++b) {
-        const uint8_t* values = kv_block8(a, a.v_base, b) + offset;
-        const uint8_t* ahead = Ahead ? kv_block8(a, a.k_ahead, b) + offset : nullptr;
+        const uint8_t* values = kv_bytes(kv_block(a, a.v_base, b)) + offset;
+        const uint8_t* ahead = values;
+        if constexpr (Ahead) ahead = kv_bytes(kv_block_ahead(a, a.v_next, b)) + offset;
+        if constexpr (Ahead)
+            __builtin_prefetch(ahead - offset + value8_elements(a.head_size), 0, 2);
         BlockWeights weights;
         __builtin_memcpy(&weights, a.scores + b * kBlockTokens, sizeof weights);
         Ints dots[P];
@@ -170,7 +178,7 @@ inline void attend_once8(const Attention& a) {
 }
 
 void attend8(const Attention& a) {
-    if (a.k_ahead != nullptr) {
+    if (a.next_blocks > 0) {
         attend_once8<true>(a);
     } else {
         attend_once8<false>(a);

@@ -317,7 +317,12 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     a.q = q.data();
     a.k_base = cache.data();
     a.v_base = cache.data() + key_bytes;
-    a.k_ahead = random.chance(0.5) ? a.k_base : nullptr;
+    if (random.chance(0.5)) {
+        a.k_next = a.k_base;
+        a.v_next = a.v_base;
+        a.next_table = block_table.data();
+        a.next_blocks = random.between(1, n_blocks);
+    }
     a.block_stride = stride;
     a.block_table = block_table.data();
     a.n_tokens = n_tokens;
@@ -439,10 +444,18 @@ void attention_is_right() {
         }
         std::vector<float> scores(padded(n_tokens)), out(head_size);
         std::vector<int8_t> q8(padded(head_size));
-        const Attention a{q.data(),      cache.data(), cache.data() + key_bytes,
-                          cache.data(),  stride,       block_table,
-                          n_tokens,      head_size,    0.3f,
-                          scores.data(), q8.data(),    out.data()};
+        Attention a{};
+        a.q = q.data();
+        a.k_base = cache.data();
+        a.v_base = cache.data() + key_bytes;
+        a.block_stride = stride;
+        a.block_table = block_table;
+        a.n_tokens = n_tokens;
+        a.head_size = head_size;
+        a.scale = 0.3f;
+        a.scores = scores.data();
+        a.q8 = q8.data();
+        a.out = out.data();
         scalar_kernels.attend[type](a);
         for (int d = 0; d < head_size; ++d) {
             double sum = 0;

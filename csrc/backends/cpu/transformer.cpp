@@ -215,8 +215,7 @@ void CpuTransformer::attention(Team& team, int layer) {
     team.barrier();
 }
 
-// Here and in attend() a thread's share is heads, and of each the rows: rows of one sequence read
-// the same keys and values.
+// Here and in attend() a thread's share is heads, and of each the rows.
 void CpuTransformer::store_keys_and_values(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
     const auto [begin, end] = team.share(n_kv_heads_ * rows);
@@ -236,30 +235,43 @@ void CpuTransformer::store_keys_and_values(Team& team, int layer) {
     }
 }
 
+// Heads first, then rows: what sequences share of the keys and values of a head stays in the cache.
 void CpuTransformer::attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
     const auto [begin, end] = team.share(n_heads_ * rows);
+    for (int item = begin; item < end; ++item) {
+        const int next = std::min(item + 1, end - 1);
+        attend(team, layer, {item / rows, item % rows}, {next / rows, next % rows});
+    }
+}
+
+// One head of one row; `next` is what this thread will attend to after it.
+void CpuTransformer::attend(const Team& team, int layer, QueryHead now, QueryHead next) {
+    const Row& row = batch_->rows[now.row];
+    const Row& next_row = batch_->rows[next.row];
+    const int heads_per_kv = n_heads_ / n_kv_heads_;
+    const int kv_head = now.head / heads_per_kv, next_kv_head = next.head / heads_per_kv;
+    float* q = qkv_rows_.data() + static_cast<size_t>(now.row) * qkv_ + now.head * head_size_;
+    kernels_.rope(q, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
     Attention a{};
+    a.q = q;
+    a.k_base = kv_.keys(layer, kv_head);
+    a.v_base = kv_.values(layer, kv_head);
+    a.block_table = batch_->block_tables[row.sequence];
     a.block_stride = kv_.block_bytes();
+    if (far_ && (kv_head != next_kv_head || row.sequence != next_row.sequence)) {
+        a.k_next = kv_.keys(layer, next_kv_head);
+        a.v_next = kv_.values(layer, next_kv_head);
+        a.next_table = batch_->block_tables[next_row.sequence];
+        a.next_blocks = next_row.position / kBlockTokens + 1;
+    }
+    a.n_tokens = row.position + 1;
     a.head_size = head_size_;
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
     a.scores = scores_[team.rank()].data();
     a.q8 = q8_[team.rank()].data();
-    for (int item = begin; item < end; ++item) {
-        const int r = item % rows, head = item / rows;
-        const Row& row = batch_->rows[r];
-        float* q = qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + head * head_size_;
-        kernels_.rope(q, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
-        const int kv_head = head / (n_heads_ / n_kv_heads_);
-        a.q = q;
-        a.k_base = kv_.keys(layer, kv_head);
-        a.v_base = kv_.values(layer, kv_head);
-        if (far_) a.k_ahead = kv_.keys(layer, std::min(kv_head + 1, n_kv_heads_ - 1));
-        a.block_table = batch_->block_tables[row.sequence];
-        a.n_tokens = row.position + 1;
-        a.out = attended_.data() + static_cast<size_t>(r) * dim_ + head * head_size_;
-        kernels_.attend[static_cast<int>(kv_.type())](a);
-    }
+    a.out = attended_.data() + static_cast<size_t>(now.row) * dim_ + now.head * head_size_;
+    kernels_.attend[static_cast<int>(kv_.type())](a);
 }
 
 // A thread's panels of gates and ups are whole pairs, so that it can gate its own outputs.

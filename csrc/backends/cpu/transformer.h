@@ -39,7 +39,11 @@ class CpuTransformer : public Backend {
     void feed_forward(Team& team, int layer);
     void classify(Team& team);
     void store_keys_and_values(Team& team, int layer);
+    struct QueryHead {
+        int head, row;
+    };
     void attend(Team& team, int layer);
+    void attend(const Team& team, int layer, QueryHead now, QueryHead next);
 
     // Rows [begin, end), to be prepared `copy` rows further on in the buffers.
     struct Share {
