@@ -65,31 +65,39 @@ int32_t Sampler::draw_from_all(const float* probabilities, int n) {
     return n - 1;  // the sum may round to less than 1
 }
 
+// Puts the candidates [from, to) of the order from the likeliest down in their places, all before
+// them being in theirs.
+void Sampler::sort_best(size_t from, size_t to) {
+    const auto more_likely = [](const Candidate& a, const Candidate& b) {
+        return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
+    };
+    const auto first = candidates_.begin() + from, last = candidates_.begin() + to;
+    std::nth_element(first, last, candidates_.end(), more_likely);
+    std::sort(first, last, more_likely);
+}
+
 int32_t Sampler::draw_from_best(const float* probabilities, int n) {
     const float coin = rng_.next_float();
     const bool top_p = params_.top_p > 0.0f && params_.top_p < 1.0f;
     const bool top_p_alone = params_.top_k == 0 && params_.min_p == 0.0f;
-    const int32_t best = argmax(probabilities, n);
 
     // llama2.c's first cut: what is below this cannot be in the nucleus (Holtzman et al. 2020)
     // unless nothing is above it. min_p (Nguyen et al. 2024) is relative to the best.
-    float least = params_.min_p * probabilities[best];
+    float least = 0.0f;
     if (top_p_alone && n > 1) least = (1.0f - params_.top_p) / static_cast<float>(n - 1);
+    if (params_.min_p > 0.0f) least = params_.min_p * probabilities[argmax(probabilities, n)];
     candidates_.clear();
     for (int i = 0; i < n; ++i) {
         if (probabilities[i] >= least) candidates_.push_back({probabilities[i], i});
     }
-    if (candidates_.empty()) return best;  // top_p near 0 on a flat distribution
-
-    const auto more_likely = [](const Candidate& a, const Candidate& b) {
-        return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
-    };
-    if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
-        std::nth_element(candidates_.begin(), candidates_.begin() + params_.top_k,
-                         candidates_.end(), more_likely);
-        candidates_.resize(params_.top_k);
+    if (candidates_.empty()) {  // top_p near 0 on a flat distribution
+        return argmax(probabilities, n);
     }
-    std::sort(candidates_.begin(), candidates_.end(), more_likely);
+    size_t sorted = 0;  // of the candidates, the likeliest first
+    if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
+        sort_best(0, params_.top_k);
+        candidates_.resize(sorted = params_.top_k);
+    }
 
     // The nucleus is measured against what top_k and min_p left; alone, against the whole, 1.
     float total = 1.0f;
@@ -100,6 +108,11 @@ int32_t Sampler::draw_from_best(const float* probabilities, int n) {
     float kept = 0.0f;
     size_t last = candidates_.size() - 1;
     for (size_t i = 0; i < candidates_.size(); ++i) {
+        if (i == sorted) {  // most nuclei are small
+            const size_t more = std::min(candidates_.size(), std::max(size_t{64}, 4 * sorted));
+            sort_best(sorted, more);
+            sorted = more;
+        }
         kept += candidates_[i].probability;
         if (top_p && kept > params_.top_p * total) {
             last = i;

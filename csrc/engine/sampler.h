@@ -35,6 +35,7 @@ class Sampler {
 
     void apply_penalties(float* logits) const;
     int32_t draw_from_all(const float* probabilities, int n);
+    void sort_best(size_t from, size_t to);
     int32_t draw_from_best(const float* probabilities, int n);
 
     SamplingParams params_;
