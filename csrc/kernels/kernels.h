@@ -135,6 +135,7 @@ struct KernelTable {
 
     // Stores one token's k or v [head_size] of one head at `slot` of its block. Int8: q = round(x *
     // 127 / max|x|), scale max|x| / 127. May read, not use, up to padded(head_size) floats.
+    // Different slots of a block may be stored to by several threads at once.
     void (*store_key[3])(const float* k, int head_size, int slot, char* keys);      // by KvType
     void (*store_value[3])(const float* v, int head_size, int slot, char* values);  // by KvType
 

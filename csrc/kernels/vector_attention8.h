@@ -46,18 +46,12 @@ void store_value8(const float* v, int head_size, int slot, char* values) {
     uint8_t* to = reinterpret_cast<uint8_t*>(values);
     const Step step = step_for(v, head_size);
     kv_scales(to, value8_elements(head_size))[slot] = step.size;
-    to += slot / 4 * kLine;
-    const int shift = slot % 4 * 8;
-    const uint32_t others = ~(255u << shift);
+    to += slot / 4 * kLine + slot % 4;
     for (int d = 0; d < head_size; d += kLanes) {
         uint8_t part[kLanes];
         round_part(v, d, head_size, step, reinterpret_cast<int8_t*>(part));
-        uint32_t lanes[kLanes];
-        __builtin_memcpy(lanes, to + d * kBlockTokens, sizeof lanes);
-        for (int i = 0; i < kLanes; ++i) {
-            lanes[i] = (lanes[i] & others) | static_cast<uint32_t>(part[i] ^ 128) << shift;
-        }
-        __builtin_memcpy(to + d * kBlockTokens, lanes, sizeof lanes);
+        // Byte by byte: another thread may be storing the token next to this one.
+        for (int i = 0; i < kLanes; ++i) to[d * kBlockTokens + i * 4] = part[i] ^ 128;
     }
 }
 
