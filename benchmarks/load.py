@@ -132,13 +132,16 @@ def resident_mb() -> dict[str, float]:
 
 def time_process(case: Case) -> float:
     """Seconds from starting Python to the first token on its stdout."""
+    path = case.path.resolve()
     script = (
         "from pyllama2c import Model\n"
-        f"for chunk in Model({str(case.path)!r}, **{case.options!r}).stream([1], max_tokens=1):\n"
+        f"for chunk in Model({str(path)!r}, **{case.options!r}).stream([1], max_tokens=1):\n"
         "    print(chunk.token_ids, flush=True)\n"
     )
     start = time.perf_counter()
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+    # Elsewhere: a copy of the sources in this folder would be imported in place of the package.
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=path.parent) as process:
         assert process.stdout is not None
         if not process.stdout.readline():
             raise RuntimeError(f"no token from {case}")

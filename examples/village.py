@@ -32,14 +32,14 @@ from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-from pyllama2c import AsyncEngine, AsyncSession, BusyError, Model, Overloaded
+from pyllama2c import AsyncEngine, AsyncSession, BusyError, Model, Overloaded, SamplingParams
 
 WORLD = "从前，森林边上有一个小村子，村子里住着许多小动物，大家都很友好。"
 KINDS = "兔猫狗熊鹿羊鸭象猴鼠"
 NAMES = [2 * first for first in "莉团朵乐豆圆毛丁花米安贝多果静可明奇天星"]
 ANSWER_MS = 2000
 BUSY = "（正在和别人说话）"  # what a visitor sees of a villager who is
-SAYING = {"stop": ["”", "\n"], "max_tokens": 40, "temperature": 0.7}
+SAYING = SamplingParams(stop=["”", "\n"], max_tokens=40, temperature=0.7)
 
 
 class Village:
@@ -55,7 +55,7 @@ class Village:
             else:
                 persona = world.extend(f"村子里有一只小{kind}，名叫{name}。")
                 self.villagers[who] = engine.session(
-                    who, prefix=persona, overflow="slide", seed=i, **SAYING
+                    who, prefix=persona, overflow="slide", params=SAYING, seed=i
                 )
         self.players: set[ServerConnection] = set()
         self.musing: AsyncSession | None = None  # who is talking to himself
@@ -107,7 +107,8 @@ class Village:
             async for chunk in speech:
                 if chunk.text:
                     await player.send(_json(**{"from": villager.name, "text": chunk.text}))
-        await player.send(_json(**{"from": villager.name, "end": speech.completion.finish_reason}))
+        reason = speech.completion.finish_reason if speech.completion else "cancelled"
+        await player.send(_json(**{"from": villager.name, "end": reason}))
 
     async def live(self, pause: float) -> None:
         """Villagers talk to themselves now and then; whoever is near hears it."""
