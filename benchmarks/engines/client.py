@@ -67,6 +67,7 @@ class Launcher:
             return subprocess.Popen(
                 self.command(engine, width, threads, *flags),
                 env=environment,
+                cwd=BENCHMARKS,  # elsewhere, sources could be imported in place of the package
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -132,16 +133,6 @@ class Worker:
         self._process.wait()
 
 
-def engine_python(text: str) -> tuple[str, str]:
-    """`ENGINE=PYTHON` of the command line."""
-    engine, _, python = text.partition("=")
-    if engine not in CLASSES or not python:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}, expected ENGINE=PYTHON, ENGINE one of {[*CLASSES]}"
-        )
-    return engine, str(Path(python).expanduser())
-
-
 def prepared(launcher: Launcher, engines: Iterable[str], width: str) -> list[str]:
     """Convert the model for the engines; returns those that could."""
     ready = []
@@ -200,7 +191,8 @@ def _engine_python(text: str) -> tuple[str, str]:
     if engine not in CLASSES or not python:
         expected = f"ENGINE=PYTHON, with an engine of {', '.join(CLASSES)}"
         raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}")
-    return engine, str(Path(python).expanduser())
+    path = Path(python).expanduser()
+    return engine, str(path.absolute() if len(path.parts) > 1 else path)  # a name: by PATH
 
 
 def _read(process: subprocess.Popen[str]) -> Any:

@@ -24,7 +24,7 @@ def models_folder(chosen: Path | None, smoke: bool) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
     else:
-        yield chosen or Path(tempfile.gettempdir()) / "pyllama2c-benchmarks"
+        yield (chosen or Path(tempfile.gettempdir()) / "pyllama2c-benchmarks").absolute()
 
 
 def prepare_source(folder: Path, config: ModelConfig) -> Source:
