@@ -89,7 +89,7 @@ constexpr size_t kv_value_bytes(KvType type, int head_size) {
 
 // One query of one head against the keys and values of its sequence so far.
 struct Attention {
-    const float* q;              // [head_size]
+    const float* q;              // [head_size]; up to padded(head_size) may be read, not used
     const char* k_base;          // block 0's keys of this layer and head
     const char* v_base;          // block 0's values
     size_t block_stride;         // bytes from one block to the next

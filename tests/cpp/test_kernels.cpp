@@ -310,7 +310,7 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
         table.store_key[type](k.data(), head_size, t % kBlockTokens, block);
         table.store_value[type](v.data(), head_size, t % kBlockTokens, block + key_bytes);
     }
-    const std::vector<float> q = random.values(head_size);
+    const std::vector<float> q = random.values(padded(head_size));
     std::vector<float> scores(padded(n_tokens)), out(head_size + 1, 7.0f);
     std::vector<int8_t> q8(padded(head_size));
     Attention a{};
