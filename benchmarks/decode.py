@@ -1,7 +1,7 @@
 """How fast one text is written, beside how fast this machine reads memory.
 
-Every token needs every weight once, so tokens per second times the bytes of the weights is memory
-read. It is compared with plain reading of as many bytes (bandwidth.py), in the same run and by
+Every token needs every weight once, and the keys and values of those before it, so tokens per
+second times those bytes is memory read. It is compared with plain reading of as many bytes (bandwidth.py), in the same run and by
 turns, because machines that are shared change from minute to minute.
 
     python benchmarks/decode.py                           # the 93M shape, random float32 weights
@@ -64,7 +64,8 @@ def measure(path: Path, dtype: str, threads: list[int], n_tokens: int, rounds: i
                 limits[n].append(memory.read(n))
     for n in threads:
         speed, limit = statistics.median(speeds[n]), statistics.median(limits[n]) / 1e9
-        rate = speed * about["weights_bytes"] / 1e9
+        keys_and_values = about["kv_bytes_per_token"] * (n_tokens + 1) / 2  # of half the text
+        rate = speed * (about["weights_bytes"] + keys_and_values) / 1e9
         report(
             benchmark="decode",
             parameters=config.n_params,
@@ -78,6 +79,7 @@ def measure(path: Path, dtype: str, threads: list[int], n_tokens: int, rounds: i
             bandwidth_gb_per_s=limit,
             of_bandwidth=rate / limit,
             weights_mb=about["weights_bytes"] / 1e6,
+            kv_mb=keys_and_values / 1e6,
             cpu=cpu_name(),
         )
 
