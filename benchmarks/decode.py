@@ -1,8 +1,9 @@
 """How fast one text is written, beside how fast this machine reads memory.
 
 Every token needs every weight once, and the keys and values of those before it, so tokens per
-second times those bytes is memory read. It is compared with plain reading of as many bytes (bandwidth.py), in the same run and by
-turns, because machines that are shared change from minute to minute.
+second times those bytes is memory read. It is compared with plain reading of as many bytes as the
+weights take (bandwidth.py), in the same run and by turns, because machines that are shared change
+from minute to minute.
 
     python benchmarks/decode.py                           # the 93M shape, random float32 weights
     python benchmarks/decode.py --model model.bin --dtype int8 int4
