@@ -58,13 +58,23 @@ inline Vec select_below(Vec a, Vec b, Vec x, Vec y) {
     return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
             _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
 }
+struct LowLanes {  // all ones in lanes below n
+    explicit LowLanes(int n) {
+        const __m256i count = _mm256_set1_epi32(n);
+        const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        lo = _mm256_cmpgt_epi32(count, lane);
+        hi = _mm256_cmpgt_epi32(count, _mm256_add_epi32(lane, _mm256_set1_epi32(8)));
+    }
+    __m256i lo, hi;
+};
 inline Vec low_lanes(Vec x, int n, Vec y) {
-    const __m256i count = _mm256_set1_epi32(n);
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const __m256i lane_hi = _mm256_add_epi32(lane, _mm256_set1_epi32(8));
-    const __m256 lo = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, lane));
-    const __m256 hi = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, lane_hi));
-    return {_mm256_blendv_ps(y.lo, x.lo, lo), _mm256_blendv_ps(y.hi, x.hi, hi)};
+    const LowLanes low(n);
+    return {_mm256_blendv_ps(y.lo, x.lo, _mm256_castsi256_ps(low.lo)),
+            _mm256_blendv_ps(y.hi, x.hi, _mm256_castsi256_ps(low.hi))};
+}
+inline Vec load_low(const float* p, int n) {
+    const LowLanes low(n);
+    return {_mm256_maskload_ps(p, low.lo), _mm256_maskload_ps(p + 8, low.hi)};
 }
 inline float sum(Vec v) {
     const __m256 eight = _mm256_add_ps(v.lo, v.hi);  // lane i + lane i + 8

@@ -44,6 +44,9 @@ inline Vec select_below(Vec a, Vec b, Vec x, Vec y) {
 inline Vec low_lanes(Vec x, int n, Vec y) {
     return _mm512_mask_mov_ps(y, static_cast<__mmask16>((1u << n) - 1u), x);
 }
+inline Vec load_low(const float* p, int n) {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1u), p);
+}
 inline float sum(Vec v) {
     v = add(v, _mm512_shuffle_f32x4(v, v, 0x4E));  // lane i + lane i + 8
     v = add(v, _mm512_shuffle_f32x4(v, v, 0xB1));  // + 4

@@ -89,7 +89,7 @@ constexpr size_t kv_value_bytes(KvType type, int head_size) {
 
 // One query of one head against the keys and values of its sequence so far.
 struct Attention {
-    const float* q;              // [head_size]; up to padded(head_size) may be read, not used
+    const float* q;              // [head_size]
     const char* k_base;          // block 0's keys of this layer and head
     const char* v_base;          // block 0's values
     size_t block_stride;         // bytes from one block to the next
@@ -134,12 +134,12 @@ struct KernelTable {
     void (*swiglu)(const float* gate_up, int panels, float* h);
 
     // Stores one token's k or v [head_size] of one head at `slot` of its block. Int8: q = round(x *
-    // 127 / max|x|), scale max|x| / 127. May read, not use, up to padded(head_size) floats.
-    // Different slots of a block may be stored to by several threads at once.
+    // 127 / max|x|), scale max|x| / 127. Different slots of a block may be stored to by several
+    // threads at once.
     void (*store_key[3])(const float* k, int head_size, int slot, char* keys);      // by KvType
     void (*store_value[3])(const float* v, int head_size, int slot, char* values);  // by KvType
 
-    // out = softmax(q K^T * scale) V.
+    // out = softmax(q K^T * scale) V: weights are exp(score - max), their sum divides at the end.
     // Floats: the sum over tokens in four chains (token % 4), then (0 + 1) + (2 + 3).
     // Int8: q becomes int8 as a stored key does, its scores are exact integers times (scale * q's
     // scale) * the key's scale. The weights, times the values' scales, become int8 block by block

@@ -89,6 +89,11 @@ inline Vec low_lanes(Vec x, int n, Vec y) {
         return vbslq_f32(low, x.part[i], y.part[i]);
     });
 }
+inline Vec load_low(const float* p, int n) {
+    float low[kLanes] = {};
+    for (int i = 0; i < n; ++i) low[i] = p[i];
+    return load(low);
+}
 inline float sum(Vec v) {
     const float32x4_t four = vaddq_f32(vaddq_f32(v.part[0], v.part[2]),   // lane i + lane i + 8
                                        vaddq_f32(v.part[1], v.part[3]));  // + 4

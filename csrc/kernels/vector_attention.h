@@ -21,7 +21,7 @@ struct KvF16 {
 
 // Lanes d .. d + 15 of a vector of n, zero beyond its end.
 inline Vec load_part(const float* x, int d, int n) {
-    return d + kLanes <= n ? load(x + d) : low_lanes(load(x + d), n - d, zero());
+    return d + kLanes <= n ? load(x + d) : load_low(x + d, n - d);
 }
 
 inline void store_part(float* y, int d, int n, Vec v) {

@@ -11,6 +11,7 @@
 //   keep_above(x, limit, y)  y where x >= limit, else 0 (also where x is NaN)
 //   select_below(a, b, x, y) x where a < b, else y (also where one is NaN)
 //   low_lanes(x, n, y)       x in lanes below n, y in the others
+//   load_low(p, n)           reads n floats only, 0 in the other lanes
 //   sum max_lane             by the fixed tree
 //   abs  load_half store_half (half precision)  load_bf16 (16 pairs, as two Vec)
 // and for whole numbers: `Ints` (16 int32 lanes), `Bytes` (16 lanes of 4 weights), `Quad` (4

@@ -269,7 +269,7 @@ Outcome test_store(const KernelTable& table, Random& random) {
     const int type = static_cast<int>(kv);
     const int head_size = random.between(1, 80), slot = random.between(0, kBlockTokens - 1);
     const int exponent = random.between(-149, 120), spread = random.between(0, 40);
-    std::vector<float> x = random.values(padded(head_size));
+    std::vector<float> x = random.values(head_size);
     for (float& value : x) {
         value = std::ldexp(value, std::min(exponent + random.between(0, spread), 127));
         if (kv != KvType::kInt8 && random.chance(0.1)) value = extreme(random);
@@ -304,13 +304,12 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     const float spread = random.chance(0.2) ? 30.0f : 1.0f;
     for (int t = 0; t < n_tokens; ++t) {
         char* block = cache.data() + block_table[t / kBlockTokens] * stride;
-        // What stands behind a vector may be read but must not be used.
-        const std::vector<float> k = random.values(padded(head_size), -spread, spread);
-        const std::vector<float> v = random.values(padded(head_size));
+        const std::vector<float> k = random.values(head_size, -spread, spread);
+        const std::vector<float> v = random.values(head_size);
         table.store_key[type](k.data(), head_size, t % kBlockTokens, block);
         table.store_value[type](v.data(), head_size, t % kBlockTokens, block + key_bytes);
     }
-    const std::vector<float> q = random.values(padded(head_size));
+    const std::vector<float> q = random.values(head_size);
     std::vector<float> scores(padded(n_tokens)), out(head_size + 1, 7.0f);
     std::vector<int8_t> q8(padded(head_size));
     Attention a{};

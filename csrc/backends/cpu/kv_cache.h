@@ -3,6 +3,7 @@
 #pragma once
 
 #include "base/buffer.h"
+#include "base/error.h"
 #include "kernels/kernels.h"
 #include "model/config.h"
 
@@ -20,6 +21,10 @@ class KvCache {
           pages_(block_bytes_ * n_blocks) {}
 
     static size_t bytes_per_block(const ModelConfig& config, KvType type) {
+        if (type == KvType::kInt8 && config.head_size() > kMaxGroup) {  // sums would overflow
+            throw ArgumentError(text("kv_dtype is int8, expected float32 or float16 with heads of ",
+                                     config.head_size(), ": int8 is exact up to ", kMaxGroup));
+        }
         return head_bytes(type, config.head_size()) * config.n_kv_heads * config.n_layers;
     }
 

@@ -50,7 +50,7 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
     const size_t rows = std::max(max_rows, n_threads);  // see share_rows()
     x_ = Buffer<float>(rows * dim_);
     normed_ = Buffer<float>(rows * dim_);
-    qkv_rows_ = Buffer<float>(rows * qkv_ + kLanes);  // the last head may be read beyond its end
+    qkv_rows_ = Buffer<float>(rows * qkv_);
     attended_ = Buffer<float>(rows * dim_);
     gate_up_ = Buffer<float>(rows * 2 * hidden_);
     gated_ = Buffer<float>(rows * hidden_);
