@@ -96,7 +96,8 @@ int32_t Sampler::draw_from_best(const float* probabilities, int n) {
     size_t sorted = 0;  // of the candidates, the likeliest first
     if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
         sort_best(0, params_.top_k);
-        candidates_.resize(sorted = params_.top_k);
+        sorted = params_.top_k;
+        candidates_.resize(sorted);
     }
 
     // The nucleus is measured against what top_k and min_p left; alone, against the whole, 1.

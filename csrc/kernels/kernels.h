@@ -71,6 +71,8 @@ struct Matmul {
 enum class KvType { kFloat32, kFloat16, kInt8 };
 
 constexpr int quads(int n) { return (n + 3) / 4; }
+constexpr int key8_elements(int head_size) { return 4 * quads(head_size) * kBlockTokens; }
+constexpr int value8_elements(int head_size) { return padded(head_size) * kBlockTokens; }
 
 constexpr size_t kv_element_bytes(KvType type) {
     return type == KvType::kFloat32 ? 4 : type == KvType::kFloat16 ? 2 : 1;

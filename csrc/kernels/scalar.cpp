@@ -269,33 +269,32 @@ float round_to_int8(const float* x, int n, int8_t* q) {
 }
 
 // The scales of a block's keys or values, behind n elements.
+float* kv_scales(char* elements, int n) { return reinterpret_cast<float*>(elements + n); }
 const float* kv_scales(const char* elements, int n) {
     return reinterpret_cast<const float*>(elements + n);
 }
 
+// x becomes `width` elements, zeros behind its own; a block holds n.
+template <int place(int d, int slot)>
+void store8(const float* x, int head_size, int width, int slot, char* elements, int n) {
+    std::vector<int8_t> q(width);
+    kv_scales(elements, n)[slot] = round_to_int8(x, head_size, q.data());
+    for (int d = 0; d < width; ++d) elements[place(d, slot)] = static_cast<char>(q[d] + 128);
+}
+
 void store_key8(const float* k, int head_size, int slot, char* keys) {
-    const int n = 4 * quads(head_size) * kBlockTokens;
-    std::vector<int8_t> q(4 * quads(head_size));
-    const_cast<float*>(kv_scales(keys, n))[slot] = round_to_int8(k, head_size, q.data());
-    for (size_t d = 0; d < q.size(); ++d) {
-        keys[key8_place(static_cast<int>(d), slot)] = static_cast<char>(q[d] + 128);
-    }
+    store8<key8_place>(k, head_size, 4 * quads(head_size), slot, keys, key8_elements(head_size));
 }
 
 void store_value8(const float* v, int head_size, int slot, char* values) {
-    const int n = padded(head_size) * kBlockTokens;
-    std::vector<int8_t> q(padded(head_size));
-    const_cast<float*>(kv_scales(values, n))[slot] = round_to_int8(v, head_size, q.data());
-    for (size_t d = 0; d < q.size(); ++d) {
-        values[value8_place(static_cast<int>(d), slot)] = static_cast<char>(q[d] + 128);
-    }
+    store8<value8_place>(v, head_size, padded(head_size), slot, values, value8_elements(head_size));
 }
 
 int byte_weight(const char* elements, int i) { return static_cast<uint8_t>(elements[i]) - 128; }
 
 void attend8(const Attention& a) {
-    const int key_elements = 4 * quads(a.head_size) * kBlockTokens;
-    const int value_elements = padded(a.head_size) * kBlockTokens;
+    const int key_elements = key8_elements(a.head_size);
+    const int value_elements = value8_elements(a.head_size);
     const auto block = [&](int t) { return a.block_table[t / kBlockTokens] * a.block_stride; };
     const float q_step = a.scale * round_to_int8(a.q, a.head_size, a.q8);
     for (int t = 0; t < a.n_tokens; ++t) {

@@ -3,21 +3,20 @@
 
 struct KvF32 {
     using Element = float;
-    static inline const Element* elements(const char* p) {
-        return reinterpret_cast<const Element*>(p);
-    }
     static inline Vec load_16(const Element* p) { return load(p); }
     static inline void store_16(Vec v, Element* p) { store(p, v); }
 };
 
 struct KvF16 {
     using Element = uint16_t;
-    static inline const Element* elements(const char* p) {
-        return reinterpret_cast<const Element*>(p);
-    }
     static inline Vec load_16(const Element* p) { return load_half(p); }
     static inline void store_16(Vec v, Element* p) { store_half(p, v); }
 };
+
+template <typename Kv>
+inline const typename Kv::Element* kv_elements(const char* block) {
+    return reinterpret_cast<const typename Kv::Element*>(block);
+}
 
 // Lanes d .. d + 15 of a vector of n, zero beyond its end.
 inline Vec load_part(const float* x, int d, int n) {
@@ -66,8 +65,8 @@ inline void score_blocks(const Attention& a, int block) {
     Vec dots[B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        keys[b] = Kv::elements(kv_block(a, a.k_base, block + b));
-        if constexpr (Ahead) ahead[b] = Kv::elements(kv_block_ahead(a, a.k_next, block + b));
+        keys[b] = kv_elements<Kv>(kv_block(a, a.k_base, block + b));
+        if constexpr (Ahead) ahead[b] = kv_elements<Kv>(kv_block_ahead(a, a.k_next, block + b));
         dots[b] = zero();
     }
     for (int d = 0; d < a.head_size; ++d) {
@@ -96,9 +95,9 @@ inline void sum_values(const Attention& a, int first, float scale) {
     const int n_blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
     for (int b = 0; b < n_blocks; ++b) {
         const int offset = first * kBlockTokens * kLanes;
-        const typename Kv::Element* values = Kv::elements(kv_block(a, a.v_base, b)) + offset;
+        const typename Kv::Element* values = kv_elements<Kv>(kv_block(a, a.v_base, b)) + offset;
         const typename Kv::Element* ahead = values;
-        if constexpr (Ahead) ahead = Kv::elements(kv_block_ahead(a, a.v_next, b)) + offset;
+        if constexpr (Ahead) ahead = kv_elements<Kv>(kv_block_ahead(a, a.v_next, b)) + offset;
         const float* weights = a.scores + b * kBlockTokens;
         const int count = a.n_tokens - b * kBlockTokens;
         for (int t = 0; t < kBlockTokens; t += 4) {

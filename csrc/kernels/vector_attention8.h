@@ -25,8 +25,6 @@ inline Ints round_part(const float* x, int d, int n, Step step, int8_t* q) {
 inline float* kv_scales(const uint8_t* elements, int n) {
     return reinterpret_cast<float*>(const_cast<uint8_t*>(elements) + n);
 }
-inline int key8_elements(int head_size) { return 4 * quads(head_size) * kBlockTokens; }
-inline int value8_elements(int head_size) { return padded(head_size) * kBlockTokens; }
 
 void store_key8(const float* k, int head_size, int slot, char* keys) {
     uint8_t* to = reinterpret_cast<uint8_t*>(keys);

@@ -93,9 +93,21 @@ void test_threads_and_callers(const ModelTensors& tensors, WeightType type, KvTy
     }
 }
 
+// One head of more than int8 sums can hold; nothing of it is allocated.
+void test_heads_too_large_for_int8() {
+    ModelConfig c = make_config();
+    c.n_heads = c.n_kv_heads = 1;
+    c.dim = kMaxGroup;
+    CHECK(KvCache::bytes_per_block(c, KvType::kInt8) > 0);
+    c.dim = kMaxGroup + 2;
+    CHECK_THROWS(KvCache::bytes_per_block(c, KvType::kInt8), ArgumentError);
+    CHECK(KvCache::bytes_per_block(c, KvType::kFloat16) > 0);
+}
+
 }  // namespace
 
 int main() {
+    test_heads_too_large_for_int8();
     const RandomModel model(make_config());
     test_threads_and_callers(model.tensors, WeightType::kFloat32, KvType::kFloat32);
     test_threads_and_callers(model.tensors, WeightType::kBFloat16, KvType::kFloat16);
