@@ -17,9 +17,9 @@ constexpr int kTilePanels = 1;  // 6 x 2 sums + 2 weights + 1 broadcast: 15 of 1
 constexpr int kTileRows = 6;
 constexpr int kRowPanelsQ = 2;
 constexpr int kTileRowsQ = 4;  // 4 x 2 sums, 4 halves of weights, 2 of activations: 14 registers
-constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 2;
+constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 4;
 constexpr int kValuePanels = 1;
-constexpr int kBias8 = 128, kBias4 = 8;
+constexpr int kBias8 = 0, kBias4 = 8;
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Vec v) {
@@ -118,17 +118,24 @@ inline void load_bf16(const uint16_t* p, Vec& even, Vec& odd) {
            _mm256_castsi256_ps(_mm256_and_si256(hi, mask))};
 }
 
-// Without VNNI: bytes widened to 16 bits, even and odd ones apart, and VPMADDWD. (VPMADDUBSW would
-// do it in fewer instructions, but it saturates.)
+// Without VNNI: VPMADDUBSW multiplies unsigned bytes by signed ones and adds two products, in 16
+// bits. Of weights of int8 the absolute values are multiplied, by activations that take over their
+// signs: 2 * 128 * 127 fits. Of int4 the values + 8 are multiplied as they are, and 16 bits hold
+// the sum of a whole group.
 struct Ints {
     __m256i lo, hi;
 };
 struct Bytes {
-    __m256i lo_even, lo_odd, hi_even, hi_odd;
+    __m256i lo, hi;
 };
-struct Quad {
-    __m256i even, odd;
+struct Nibbles {
+    __m256i lo, hi;
 };
+struct NibbleSums {
+    __m256i lo, hi;  // 8 lanes of two sums of 16 bits
+};
+using Quad = __m256i;
+static_assert(kInt4Group / 4 * 2 * 15 * 127 < 32768);
 
 inline Ints set1_int(int v) { return {_mm256_set1_epi32(v), _mm256_set1_epi32(v)}; }
 inline Ints add_int(Ints a, Ints b) {
@@ -142,33 +149,48 @@ inline int sum_int(Ints v) {
     return _mm_cvtsi128_si32(four);
 }
 inline Vec to_float(Ints v) { return {_mm256_cvtepi32_ps(v.lo), _mm256_cvtepi32_ps(v.hi)}; }
-inline Bytes widen(__m256i lo, __m256i hi) {
-    const __m256i mask = _mm256_set1_epi16(255);
-    return {_mm256_and_si256(lo, mask), _mm256_srli_epi16(lo, 8), _mm256_and_si256(hi, mask),
-            _mm256_srli_epi16(hi, 8)};
+inline Bytes load_bytes(const uint8_t* p) {
+    const __m256i offset = _mm256_set1_epi8(-128);
+    return {_mm256_xor_si256(load_256(p), offset), _mm256_xor_si256(load_256(p + 32), offset)};
 }
-inline Bytes load_bytes(const uint8_t* p) { return widen(load_256(p), load_256(p + 32)); }
-inline void load_nibbles(const uint8_t* p, Bytes& low, Bytes& high) {
+inline void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
     const __m256i lo = load_256(p), hi = load_256(p + 32);
     const __m256i mask = _mm256_set1_epi8(15);
-    low = widen(_mm256_and_si256(lo, mask), _mm256_and_si256(hi, mask));
-    high = widen(_mm256_and_si256(_mm256_srli_epi16(lo, 4), mask),
-                 _mm256_and_si256(_mm256_srli_epi16(hi, 4), mask));
+    low = {_mm256_and_si256(lo, mask), _mm256_and_si256(hi, mask)};
+    high = {_mm256_and_si256(_mm256_srli_epi16(lo, 4), mask),
+            _mm256_and_si256(_mm256_srli_epi16(hi, 4), mask)};
 }
 inline Quad set1_quad(const int8_t* p) {
     int32_t four;
     __builtin_memcpy(&four, p, sizeof four);
-    const __m256i quad = _mm256_set1_epi32(four);
-    return {_mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8), _mm256_srai_epi16(quad, 8)};
+    return _mm256_set1_epi32(four);
 }
-inline __m256i dot_half(__m256i sums, __m256i even, __m256i odd, Quad quad) {
-    const __m256i products =
-        _mm256_add_epi32(_mm256_madd_epi16(even, quad.even), _mm256_madd_epi16(odd, quad.odd));
-    return _mm256_add_epi32(sums, products);
+// Written as assembly because GCC 12 else computes the products of all rows before it adds the
+// first, and has no registers left for the sums.
+inline __m256i add_words(__m256i sums, __m256i words) {
+    asm volatile("vpaddw %1, %0, %0" : "+x"(sums) : "x"(words));
+    return sums;
+}
+inline __m256i add_pairs(__m256i sums, __m256i words) {
+    const __m256i pairs = _mm256_madd_epi16(words, _mm256_set1_epi16(1));
+    asm volatile("vpaddd %1, %0, %0" : "+x"(sums) : "x"(pairs));
+    return sums;
+}
+inline __m256i dot_half(__m256i sums, __m256i weights, Quad quad) {
+    const __m256i signed_quad = _mm256_sign_epi8(quad, weights);
+    return add_pairs(sums, _mm256_maddubs_epi16(_mm256_abs_epi8(weights), signed_quad));
 }
 inline Ints dot(Ints sums, Bytes weights, Quad quad) {
-    return {dot_half(sums.lo, weights.lo_even, weights.lo_odd, quad),
-            dot_half(sums.hi, weights.hi_even, weights.hi_odd, quad)};
+    return {dot_half(sums.lo, weights.lo, quad), dot_half(sums.hi, weights.hi, quad)};
+}
+inline NibbleSums start_nibbles(int) { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline NibbleSums dot(NibbleSums sums, Nibbles weights, Quad quad) {
+    return {add_words(sums.lo, _mm256_maddubs_epi16(weights.lo, quad)),
+            add_words(sums.hi, _mm256_maddubs_epi16(weights.hi, quad))};
+}
+inline Ints end_nibbles(NibbleSums sums, int start) {
+    const __m256i from = _mm256_set1_epi32(start);
+    return {add_pairs(from, sums.lo), add_pairs(from, sums.hi)};
 }
 inline Ints round_to_bytes(Vec x, int8_t* q) {
     const Ints whole = {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)};

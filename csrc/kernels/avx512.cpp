@@ -72,6 +72,8 @@ inline void load_bf16(const uint16_t* p, Vec& even, Vec& odd) {
 
 using Ints = __m512i;
 using Bytes = __m512i;
+using Nibbles = Bytes;
+using NibbleSums = Ints;
 using Quad = __m512i;
 
 inline Ints set1_int(int v) { return _mm512_set1_epi32(v); }
@@ -79,7 +81,7 @@ inline Ints add_int(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline int sum_int(Ints v) { return _mm512_reduce_add_epi32(v); }
 inline Vec to_float(Ints v) { return _mm512_cvtepi32_ps(v); }
 inline Bytes load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
-inline void load_nibbles(const uint8_t* p, Bytes& low, Bytes& high) {
+inline void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
     const __m512i pairs = _mm512_loadu_si512(p);
     const __m512i mask = _mm512_set1_epi8(15);
     low = _mm512_and_si512(pairs, mask);
@@ -95,6 +97,8 @@ inline Ints dot(Ints sums, Bytes weights, Quad quad) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(quad));
     return sums;
 }
+inline NibbleSums start_nibbles(int start) { return set1_int(start); }
+inline Ints end_nibbles(NibbleSums sums, int) { return sums; }
 inline Ints round_to_bytes(Vec x, int8_t* q) {
     const __m512i whole = _mm512_cvtps_epi32(x);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(whole));

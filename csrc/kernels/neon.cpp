@@ -156,7 +156,9 @@ inline Bytes load_bytes(const uint8_t* p) {
     }
     return weights;
 }
-inline void load_nibbles(const uint8_t* p, Bytes& low, Bytes& high) {
+using Nibbles = Bytes;
+using NibbleSums = Ints;
+inline void load_nibbles(const uint8_t* p, Nibbles& low, Nibbles& high) {
     const uint8x16_t mask = vdupq_n_u8(15);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
@@ -177,6 +179,8 @@ inline Ints dot(Ints sums, Bytes weights, Quad quad) {
     }
     return sums;
 }
+inline NibbleSums start_nibbles(int start) { return set1_int(start); }
+inline Ints end_nibbles(NibbleSums sums, int) { return sums; }
 inline Ints round_to_bytes(Vec x, int8_t* q) {
     Ints whole;
 #pragma GCC unroll 4

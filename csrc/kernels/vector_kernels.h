@@ -14,11 +14,13 @@
 //   load_low(p, n)           reads n floats only, 0 in the other lanes
 //   sum max_lane             by the fixed tree
 //   abs  load_half store_half (half precision)  load_bf16 (16 pairs, as two Vec)
-// and for whole numbers: `Ints` (16 int32 lanes), `Bytes` (16 lanes of 4 weights), `Quad` (4
-// activations for all lanes):
+// and for whole numbers: `Ints` (16 int32 lanes), `Bytes` and `Nibbles` (16 lanes of 4 weights of
+// int8 and int4), `Quad` (4 activations for all lanes):
 //   set1_int add_int sum_int to_float  load_bytes load_nibbles set1_quad
 //   dot(sums, weights, quad) adds 4 products in each lane, exactly, with weights that are kBias8
 //                            (load_bytes) or kBias4 (load_nibbles) too large
+//   `NibbleSums` are the sums of nibbles of one group: start_nibbles(start), dot(), and
+//   end_nibbles(sums, start) for the Ints
 //   round_to_bytes(x, q)     stores the lanes, rounded with ties to even, as int8; returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
 // float weights, kRowPanelsQ, kTileRowsQ for int8, kTilePanelsQ4, kTileRowsQ4 for int4,
@@ -148,10 +150,10 @@ inline void add_group(const Matmul& m, int row, int groups, int g, const Vec (&s
 
 // Integer sums start where the weights' offset is already taken off.
 template <int P, int R>
-inline void start_group(const Matmul& m, int row, int groups, int g, int bias, Ints (&dots)[R][P]) {
+inline void start_group(const Matmul& m, int row, int groups, int g, Ints (&dots)[R][P]) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-        const Ints start = set1_int(-bias * m.q_sums[(row + r) * groups + g]);
+        const Ints start = set1_int(-kBias8 * m.q_sums[(row + r) * groups + g]);
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p) dots[r][p] = start;
     }
@@ -178,7 +180,7 @@ struct Q8Tile {
         }
         for (int g = 0, i = 0; g < groups; ++g) {
             Ints dots[R][P];
-            start_group<P, R>(m, row, groups, g, kBias8, dots);
+            start_group<P, R>(m, row, groups, g, dots);
             const int end = g + 1 < groups ? i + m.group / 4 : quads;
             for (; i < end; ++i) {
                 Bytes weights[P];
@@ -226,11 +228,17 @@ struct Q4Tile {
             for (int p = 0; p < P; ++p) sums[r][p] = zero();
         }
         for (int g = 0, i = 0; g < groups; ++g) {
-            Ints dots[R][P];
-            start_group<P, R>(m, row, groups, g, kBias4, dots);
+            NibbleSums dots[R][P];
+            int start[R];
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+                start[r] = -kBias4 * m.q_sums[(row + r) * groups + g];
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) dots[r][p] = start_nibbles(start[r]);
+            }
             const int end = g + 1 < groups ? i + m.group / 8 : octets;
             for (; i < end; ++i) {
-                Bytes low[P], high[P];
+                Nibbles low[P], high[P];
 #pragma GCC unroll 16
                 for (int p = 0; p < P; ++p) {
                     load_nibbles(w + p * stride + static_cast<size_t>(i) * 4 * kLanes, low[p],
@@ -253,7 +261,13 @@ struct Q4Tile {
             for (int p = 0; p < P; ++p) {
                 scales[p] = load_half(w_scales + p * scale_stride + g * kLanes);
             }
-            add_group<P, R>(m, row, groups, g, scales, dots, sums);
+            Ints whole[R][P];
+#pragma GCC unroll 16
+            for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+                for (int p = 0; p < P; ++p) whole[r][p] = end_nibbles(dots[r][p], start[r]);
+            }
+            add_group<P, R>(m, row, groups, g, scales, whole, sums);
         }
         store_tile<P, R>(m, panel, row, sums);
     }
