@@ -1,6 +1,9 @@
 #include "base/cpu_info.h"
 
 #include <sched.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -23,7 +26,15 @@ std::vector<std::string> supported_isas() {
         __builtin_cpu_supports("avx512vnni")) {
         isas.push_back("avx512");
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) isas.push_back("avx2");
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+#if defined(PYLLAMA2C_AVXVNNI)
+        unsigned eax = 0, ebx, ecx, edx;  // GCC's name for it is younger than the instructions
+        if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4)) {
+            isas.push_back("avxvnni");
+        }
+#endif
+        isas.push_back("avx2");
+    }
 #elif defined(__aarch64__)
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) isas.push_back("neon");
 #endif

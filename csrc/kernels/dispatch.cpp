@@ -12,6 +12,9 @@ const KernelTable* find_kernels(const char* isa) {
     static const KernelTable* const tables[] = {
 #if defined(__x86_64__)
         &avx512_kernels,
+#if defined(PYLLAMA2C_AVXVNNI)
+        &avxvnni_kernels,
+#endif
         &avx2_kernels,
 #elif defined(__aarch64__)
         &neon_kernels,

@@ -163,6 +163,7 @@ const KernelTable& kernels();
 extern const KernelTable scalar_kernels;
 #if defined(__x86_64__)
 extern const KernelTable avx2_kernels;
+extern const KernelTable avxvnni_kernels;
 extern const KernelTable avx512_kernels;
 #elif defined(__aarch64__)
 extern const KernelTable neon_kernels;
