@@ -1,7 +1,8 @@
-// The kernels once, over a vector of 16 floats; avx2.cpp, avx512.cpp and neon.cpp define that
-// vector and include this file. Everything is in their anonymous namespaces and uses no library
-// code: an inline function shared between translation units that are compiled for different CPUs
-// could otherwise be linked in its widest form into code that runs on the narrowest.
+// The kernels once, over a vector of 16 floats; avx2.cpp (with avx2_vector.h), avxvnni.cpp (too),
+// avx512.cpp and neon.cpp define that vector and include this file. Everything is in their
+// anonymous namespaces and uses no library code: an inline function shared between translation
+// units that are compiled for different CPUs could otherwise be linked in its widest form into code
+// that runs on the narrowest.
 //
 // A new instruction set is one such file, a line each in cpu_info.cpp, dispatch.cpp, kernels.h and
 // CMakeLists.txt, and no change here. It defines, for `struct Vec` (16 float lanes):
@@ -57,22 +58,30 @@ inline void store_tile(const Matmul& m, int panel, int row, const Vec (&sums)[R]
 
 constexpr size_t kLine = 64, kAhead = 64;  // bytes; lines
 
-// Asks for weights that will be wanted in a while: the same panels kAhead lines further on, or at
-// their end the beginning of the next ones. The hardware's prefetchers start anew in each panel.
-template <int P>
-inline void prefetch(const char* w, size_t stride, size_t offset, const char* next) {
-    offset += kAhead * kLine;
-    const char* from = offset < stride ? w + offset : next + (offset - stride);
+// Asks for the weights that come next while a tile is computed, a little with each line of its own:
+// the hardware's prefetchers start anew in each panel, and arithmetic should never wait for them.
+struct Prefetch {
+    const char* from;  // what to ask for first, of the first panel
+    size_t step;       // bytes further on with each line
+    size_t turn;       // after so many bytes, go on at `next`
+    const char* next;
+    size_t stride;  // bytes of a panel
+
+    template <int P>
+    inline void ask(int line) const {
+        const size_t offset = line * step;
+        const char* at = offset < turn ? from + offset : next + (offset - turn);
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) __builtin_prefetch(from + p * stride, 0, 2);
-}
+        for (int p = 0; p < P; ++p) __builtin_prefetch(at + p * stride, 0, 2);
+    }
+};
 
 struct F32Tile {
     static inline size_t panel_bytes(const Matmul& m) {
         return static_cast<size_t>(m.k) * kLanes * 4;
     }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const char* next) {
+    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
         const size_t stride = static_cast<size_t>(m.k) * kLanes;
         const float* w = static_cast<const float*>(m.w) + panel * stride;
         const float* x = m.x + row * m.x_stride;
@@ -86,7 +95,7 @@ struct F32Tile {
             Vec weights[P];
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) weights[p] = load(w + p * stride + i * kLanes);
-            prefetch<P>(reinterpret_cast<const char*>(w), stride * 4, i * kLine, next);
+            ahead.ask<P>(i);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec value = set1(x[r * m.x_stride + i]);
@@ -103,7 +112,7 @@ struct Bf16Tile {
         return static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes * 2;
     }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const char* next) {
+    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
         const size_t stride = static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes;
         const uint16_t* w = static_cast<const uint16_t*>(m.w) + panel * stride;
         const float* x = m.x + row * m.x_stride;
@@ -118,7 +127,7 @@ struct Bf16Tile {
             Vec even[P], odd[P];
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) load_bf16(w + p * stride + i * kLanes, even[p], odd[p]);
-            prefetch<P>(reinterpret_cast<const char*>(w), stride * 2, i / 2 * kLine, next);
+            ahead.ask<P>(i / 2);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec first = set1(x[r * m.x_stride + i]);
@@ -164,7 +173,7 @@ struct Q8Tile {
         return static_cast<size_t>((m.k + 3) / 4) * 4 * kLanes;
     }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const char* next) {
+    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
         const int quads = (m.k + 3) / 4;
         const int groups = (m.k + m.group - 1) / m.group;
         const size_t stride = static_cast<size_t>(quads) * 4 * kLanes;
@@ -188,8 +197,7 @@ struct Q8Tile {
                 for (int p = 0; p < P; ++p) {
                     weights[p] = load_bytes(w + p * stride + static_cast<size_t>(i) * 4 * kLanes);
                 }
-                prefetch<P>(reinterpret_cast<const char*>(w), stride,
-                            static_cast<size_t>(i) * kLine, next);
+                ahead.ask<P>(i);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     const Quad quad = set1_quad(x + r * m.x_stride + i * 4);
@@ -213,7 +221,7 @@ struct Q4Tile {
         return static_cast<size_t>((m.k + 7) / 8) * 4 * kLanes;
     }
     template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const char* next) {
+    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
         const int octets = (m.k + 7) / 8;
         const int groups = (m.k + m.group - 1) / m.group;
         const size_t stride = static_cast<size_t>(octets) * 4 * kLanes;
@@ -244,8 +252,7 @@ struct Q4Tile {
                     load_nibbles(w + p * stride + static_cast<size_t>(i) * 4 * kLanes, low[p],
                                  high[p]);
                 }
-                prefetch<P>(reinterpret_cast<const char*>(w), stride,
-                            static_cast<size_t>(i) * kLine, next);
+                ahead.ask<P>(i);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     const Quad first = set1_quad(x + r * m.x_stride + i * 8);
@@ -273,38 +280,61 @@ struct Q4Tile {
     }
 };
 
-// Where the weights stand that come after those before `panel`.
+// Where panel `panel` stands; behind the last one, what will be multiplied with next.
 template <typename Tile>
-inline const char* after(const Matmul& m, int panel) {
+inline const char* weights_at(const Matmul& m, int panel) {
     return panel < m.panels ? static_cast<const char*>(m.w) + panel * Tile::panel_bytes(m)
                             : static_cast<const char*>(m.w_next);
 }
 
+// The only tile of its panels: the same panels kAhead lines further on, and at their end the
+// beginning of the next ones.
+template <typename Tile, int P>
+inline Prefetch ahead_in_panels(const Matmul& m, int panel) {
+    const size_t stride = Tile::panel_bytes(m), start = kAhead * kLine;
+    const char *w = weights_at<Tile>(m, panel), *next = weights_at<Tile>(m, panel + P);
+    if (start < stride) return {w + start, kLine, stride - start, next, stride};
+    return {next, kLine, stride, next + stride, stride};
+}
+
+// The first of several tiles: each asks for its part of the next panels.
+template <typename Tile, int P>
+inline Prefetch ahead_of_panels(const Matmul& m, int panel, int tiles) {
+    const size_t stride = Tile::panel_bytes(m);
+    return {weights_at<Tile>(m, panel + P), (kLine + tiles - 1) / tiles, stride, nullptr, stride};
+}
+
 // The last rows, fewer than a full tile: finds R = rows at compile time.
 template <typename Tile, int P, int R>
-inline void tail_rows(const Matmul& m, int panel, int row, int rows, const char* next) {
+inline void tail_rows(const Matmul& m, int panel, int row, int rows, const Prefetch& ahead) {
     if constexpr (R > 0) {
         if (rows == R) {
-            Tile::template run<P, R>(m, panel, row, next);
+            Tile::template run<P, R>(m, panel, row, ahead);
         } else {
-            tail_rows<Tile, P, R - 1>(m, panel, row, rows, next);
+            tail_rows<Tile, P, R - 1>(m, panel, row, rows, ahead);
         }
     }
 }
 
 template <typename Tile, int P, int R>
 inline void all_rows(const Matmul& m, int panel) {
-    const char* next = after<Tile>(m, panel + P);
+    const int tiles = (m.rows + R - 1) / R;
+    Prefetch ahead =
+        tiles == 1 ? ahead_in_panels<Tile, P>(m, panel) : ahead_of_panels<Tile, P>(m, panel, tiles);
+    const size_t lines = ahead.stride / kLine;
     int row = 0;
-    for (; row + R <= m.rows; row += R) Tile::template run<P, R>(m, panel, row, next);
-    tail_rows<Tile, P, R - 1>(m, panel, row, m.rows - row, next);
+    for (; row + R <= m.rows; row += R) {
+        Tile::template run<P, R>(m, panel, row, ahead);
+        ahead.from += lines * ahead.step;
+    }
+    tail_rows<Tile, P, R - 1>(m, panel, row, m.rows - row, ahead);
 }
 
 // One row takes many panels at a time, so that their chains hide each other's latency.
 template <typename Tile, int P>
 inline void lone_row(const Matmul& m, int panel) {
     for (; panel + P <= m.panels; panel += P) {
-        Tile::template run<P, 1>(m, panel, 0, after<Tile>(m, panel + P));
+        Tile::template run<P, 1>(m, panel, 0, ahead_in_panels<Tile, P>(m, panel));
     }
     if constexpr (P > 1) lone_row<Tile, P / 2>(m, panel);
 }
