@@ -15,7 +15,7 @@ import vocabularies
 from sentencepiece import SentencePieceProcessor
 
 from pyllama2c.data import tokenize as tokenize_module
-from pyllama2c.data.readers import Story
+from pyllama2c.data.readers import Story, read_stories
 from pyllama2c.data.tokenize import tokenize
 from pyllama2c.data.tokenizer import (
     TokenizerConfig,
@@ -23,7 +23,7 @@ from pyllama2c.data.tokenizer import (
     train_tokenizer,
     write_tokenizer,
 )
-from pyllama2c.data.tokens import as_tokens, open_tokens, token_dtype
+from pyllama2c.data.tokens import as_tokens, note_path, open_tokens, token_dtype
 from pyllama2c.errors import ArgumentError, DataError, TokenizerError
 from pyllama2c.tokenizer import Tokenizer
 
@@ -56,6 +56,12 @@ def test_each_story_after_bos(tmp_path: Path, model: Path, jobs: int) -> None:
     assert (info.stories, info.tokens) == (60, len(tokens))
     assert info.characters == sum(len(story.text) for story in STORIES)
     assert not list(tmp_path.glob(".*"))  # nothing is left lying around
+
+
+def test_the_corpus_beside_it_stays(tmp_path: Path, model: Path) -> None:
+    (tmp_path / "train.json").write_text('["A rabbit."]')
+    tokenize(read_stories([tmp_path / "train.json"]), model, tmp_path / "train.npy", jobs=1)
+    assert (tmp_path / "train.json").read_text() == '["A rabbit."]'
 
 
 def test_ids_are_checked_and_never_cast_blindly() -> None:
@@ -134,7 +140,7 @@ def test_a_damaged_token_file(tmp_path: Path, model: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         open_tokens(path)
     tokenize(STORIES, model, path, jobs=1)
-    note = path.with_suffix(".json")
+    note = note_path(path)
     whole = note.read_text()
     note.write_text(json.dumps(json.loads(whole) | {"tokens": 5}))
     with pytest.raises(DataError, match=r"the note beside it says uint16 of shape \(5,\)"):

@@ -15,7 +15,7 @@ from reference import forward
 from training import MODEL, curve, make_data, make_run
 
 from pyllama2c import Model
-from pyllama2c.data.tokens import TokenInfo
+from pyllama2c.data.tokens import TokenInfo, note_path
 from pyllama2c.errors import ArgumentError, CheckpointError, DataError, Pyllama2cError
 from pyllama2c.train.config import DataConfig, RunConfig, load_config
 
@@ -112,9 +112,9 @@ def test_files_that_do_not_belong_together(data: DataConfig, tmp_path: Path) -> 
     with pytest.raises(DataError, match="was made with another tokenizer than"):
         train(dataclasses.replace(config, data=wrong), tmp_path)
     missing = dataclasses.replace(data, train="missing.npy")
-    with pytest.raises(DataError, match=r"missing\.json: no such file"):
+    with pytest.raises(DataError, match=r"missing\.npy\.json: no such file"):
         train(dataclasses.replace(config, data=missing), tmp_path)
-    assert TokenInfo(**json.loads(Path(data.train).with_suffix(".json").read_text())).stories == 300
+    assert TokenInfo(**json.loads(note_path(data.train).read_text())).stories == 300
 
 
 # ---- the loop ------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def test_the_validation_loss_is_that_of_the_engine(whole: tuple[RunConfig, Path]
             loss.append(-chances[np.arange(len(ids) - 1), ids[1:]])
     stored = [r for r in read_metrics(out / "metrics.jsonl") if "val_loss" in r][-1]
     assert stored["val_loss"] == pytest.approx(np.concatenate(loss).mean(), abs=1e-4)
-    note = json.loads(Path(config.data.validation).with_suffix(".json").read_text())
+    note = json.loads(note_path(config.data.validation).read_text())
     per_character = stored["val_loss"] * note["tokens"] / note["characters"]
     assert stored["val_loss_per_character"] == pytest.approx(per_character)
 

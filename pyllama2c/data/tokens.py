@@ -1,7 +1,7 @@
 """Token files: the tokens of a corpus as one memory-mapped NumPy array, and a note of what it is.
 
 ``NAME.npy`` is a one-dimensional uint16 or uint32 array in NumPy's own format, each story led by
-BOS. ``NAME.json`` beside it says which vocabulary the numbers belong to.
+BOS. ``NAME.npy.json`` beside it says which vocabulary the numbers belong to.
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ def as_tokens(ids: list[int], vocab_size: int) -> Tokens:
     return wide.astype(token_dtype(vocab_size))
 
 
+def note_path(path: str | Path) -> Path:
+    """Return where a token file's note is: ``train.npy.json``, for ``train.json`` is a corpus."""
+    return Path(f"{path}.json")
+
+
 def write_tokens(path: Path, parts: Iterable[Path], info: TokenInfo) -> None:
     """Join arrays saved as ``.npy`` files into the token file ``path``, one after the other."""
     joined = np.lib.format.header_data_from_array_1_0(np.empty(0, token_dtype(info.vocab_size)))
@@ -66,7 +71,7 @@ def write_tokens(path: Path, parts: Iterable[Path], info: TokenInfo) -> None:
             file.write(array.tobytes())
         if written != info.tokens:
             raise DataError(f"{path}: the parts hold {written} tokens, expected {info.tokens}")
-    with atomic_write(path.with_suffix(".json")) as file:
+    with atomic_write(note_path(path)) as file:
         json.dump(asdict(info), file, indent=2)
 
 
@@ -78,7 +83,7 @@ def open_tokens(path: str | Path) -> tuple[Tokens, TokenInfo]:
     """
     path = Path(path)
     try:
-        info = TokenInfo(**json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+        info = TokenInfo(**json.loads(note_path(path).read_text(encoding="utf-8")))
         array: Tokens = np.load(path, mmap_mode="r")
     except FileNotFoundError as error:
         raise DataError(
