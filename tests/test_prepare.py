@@ -79,6 +79,21 @@ def test_what_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "train.jsonl").exists()  # complete or not there at all
 
 
+def test_no_source_is_replaced(cli: Callable[..., Any], tmp_path: Path) -> None:
+    source = write(tmp_path / "train.jsonl", ["one", "two"])
+    before = source.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    for sources in ([source], [tmp_path], [tmp_path / "link"]):
+        with pytest.raises(ArgumentError, match=r"train\.jsonl': it would .* the source"):
+            prepare(sources, tmp_path)
+    with pytest.raises(ArgumentError, match="it would become part of the source"):
+        prepare([tmp_path], tmp_path / "out")
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    result = cli("data", "augment", source, "-o", source, "--names", tmp_path / "names.txt")
+    assert "it would replace the source" in result.stderr
+    assert source.read_bytes() == before
+
+
 def test_the_held_out_stories_of_the_default_model(tmp_path: Path) -> None:
     """The model card's command gives these 140 stories for ever, or its losses mean nothing."""
     corpus = Path(__file__).resolve().parents[1] / "corpus" / "tonghua.jsonl"

@@ -96,8 +96,10 @@ def augment(  # noqa: PLR0917 - click passes every option by name
     """
     from pyllama2c.data.augment import Names
     from pyllama2c.data.augment import augment as augment_corpus
+    from pyllama2c.data.files import refuse_to_replace
     from pyllama2c.data.readers import read_stories
 
+    refuse_to_replace((*sources, names), [out])
     written = augment_corpus(
         read_stories(sources, field), Names.read(names), out, copies=copies, seed=seed
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from pyllama2c.errors import ArgumentError
 
 
 @contextmanager
@@ -26,6 +28,24 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         fsync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def refuse_to_replace(sources: Iterable[str | Path], files: Iterable[Path]) -> None:
+    """Refuse to write ``files`` over one of the sources, or into a directory that is one.
+
+    Raises:
+        ArgumentError: names the file and the source.
+    """
+    read = {Path(source).resolve(): source for source in sources}
+    for file in files:
+        place = file.resolve()
+        for path in (place, *place.parents):
+            if path in read:
+                harm = "replace" if path == place else "become part of"
+                raise ArgumentError(
+                    f"out is {str(file)!r}: it would {harm} the source {str(read[path])!r}; "
+                    "choose another place"
+                )
 
 
 def fsync_directory(directory: Path) -> None:

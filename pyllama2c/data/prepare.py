@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pyllama2c.data.files import atomic_write
+from pyllama2c.data.files import atomic_write, refuse_to_replace
 from pyllama2c.data.readers import Story, read_stories
 from pyllama2c.errors import ArgumentError, DataError
 
@@ -64,12 +64,14 @@ def prepare(
         seed: another seed holds out other stories.
 
     Raises:
-        ArgumentError: ``validation`` is out of range.
+        ArgumentError: ``validation`` is out of range, or a source would be replaced.
         DataError: a source cannot be read, or there is no story in any.
     """
     if not 0 <= validation < 1:
         raise ArgumentError(f"validation is {validation}, expected a share from 0 to below 1")
-    out = Path(out)
+    sources, out = list(sources), Path(out)
+    names = ("train.jsonl", "validation.jsonl", "report.json")
+    refuse_to_replace(sources, (out / name for name in names))
     out.mkdir(parents=True, exist_ok=True)
     report = Report()
     lengths: Counter[int] = Counter()
