@@ -162,6 +162,22 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: bytes, messa
         texts(tmp_path / name)
 
 
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_cut_or_changed_archive_is_not_read_as_complete(tmp_path: Path, mode: str) -> None:
+    whole = _tar("stories.jsonl", _jsonl("story"), mode)
+    path = tmp_path / ("a.tar.gz" if mode == "w:gz" else "a.tar")
+    path.write_bytes(whole)
+    assert texts(path) == STORIES
+    if mode == "w":  # four blocks, a header and a file twice: at a header's begin, and in one
+        damaged = [whole[:2048], whole[:1100], whole[:1024] + b"x" + whole[1025:]]
+    else:  # before the checksum, and in it
+        damaged = [whole[:-8], whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]]
+    for content in damaged:
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="damaged archive"):
+            texts(path)
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file or directory"):
         texts(tmp_path / "missing.json")

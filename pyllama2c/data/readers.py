@@ -14,10 +14,13 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from pyllama2c.data.json_array import iter_json_array
 from pyllama2c.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 END_OF_TEXT = "<|endoftext|>"
 # TinyStoriesZh keeps the English original in `story`, beside its translation.
@@ -88,10 +91,11 @@ def _read_named(
 ) -> Iterator[tuple[str, str]]:
     """Read a stream as what ``name`` says it is; ``where`` is what errors call it."""
     name = name.lower()
+    if name.endswith(".tgz"):
+        name = name.removesuffix(".tgz") + ".tar.gz"
     try:
-        if name.endswith(_TAR_SUFFIXES):
-            with tarfile.open(fileobj=stream, mode="r|*") as archive:
-                yield from _read_tar(archive, where, field)
+        if name.endswith(".tar"):
+            yield from _read_tar(stream, where, field)
         elif name.endswith(".gz"):
             with gzip.GzipFile(fileobj=stream) as unpacked:
                 plain = cast(BinaryIO, unpacked)
@@ -106,19 +110,38 @@ def _read_named(
         raise DataError(f"{where}: damaged archive ({error})") from error
 
 
-def _read_tar(archive: tarfile.TarFile, where: str, field: str | None) -> Iterator[tuple[str, str]]:
+class _TarInfo(tarfile.TarInfo):
+    """Takes nothing but a block of zeros for the end of an archive.
+
+    When reading a stream, tarfile also ends without a word at a header that is cut or damaged.
+    """
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined] # that block of zeros
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from None
+
+
+def _read_tar(stream: BinaryIO, where: str, field: str | None) -> Iterator[tuple[str, str]]:
     found = False
-    for member in archive:
-        hidden = Path(member.name).name.startswith(".")  # macOS archives hold ._name twins
-        if not member.isfile() or hidden or not _is_readable(member.name):
-            continue
-        found = True
-        stream = archive.extractfile(member)
-        assert stream is not None  # it is a regular file
-        with stream:
-            yield from _read_named(
-                cast(BinaryIO, stream), member.name, f"{where}:{member.name}", field
-            )
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo) as archive:
+        for member in archive:
+            hidden = Path(member.name).name.startswith(".")  # macOS archives hold ._name twins
+            if not member.isfile() or hidden or not _is_readable(member.name):
+                continue
+            found = True
+            file = archive.extractfile(member)
+            assert file is not None  # it is a regular file
+            with file:
+                yield from _read_named(
+                    cast(BinaryIO, file), member.name, f"{where}:{member.name}", field
+                )
+    while stream.read(_HEAD_BYTES):  # to the end, where gzip compares length and checksum
+        pass
     if not found:
         raise DataError(f"{where}: no file in this archive ends in {_known_suffixes()}")
 
