@@ -75,14 +75,20 @@ def test_every_format(tmp_path: Path, name: str) -> None:
     assert texts(tmp_path / name) == STORIES
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "parquet.gz"])
+@pytest.mark.parametrize("suffix", ["parquet", "parquet.gz", "tar", "tar.gz"])
 def test_parquet(tmp_path: Path, suffix: str) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     plain = io.BytesIO()
     parquet.write_table(pyarrow.table({"id": [1, 2, 3], "text": STORIES}), plain)
     path = tmp_path / f"stories.{suffix}"
-    path.write_bytes(plain.getvalue() if suffix == "parquet" else _gz(plain.getvalue()))
+    packed = {
+        "parquet": plain.getvalue(),
+        "parquet.gz": _gz(plain.getvalue()),
+        "tar": _tar("a.parquet", plain.getvalue(), "w"),
+        "tar.gz": _tar("a.parquet", plain.getvalue()),
+    }
+    path.write_bytes(packed[suffix])
     assert texts(path) == STORIES
     with pytest.raises(DataError, match=r"row 1.*'id' is 1, expected a string"):
         texts(path, field="id")

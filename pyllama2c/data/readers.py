@@ -268,7 +268,8 @@ def _read_parquet(stream: BinaryIO, where: str, field: str | None) -> Iterator[t
             f'{where}: reading parquet needs pyarrow: pip install "pyllama2c[data]"'
         ) from error
     with tempfile.TemporaryFile() as unpacked:
-        if not stream.seekable() or isinstance(stream, gzip.GzipFile):
+        # Seeking in a gzip begins anew each time; a file in a streamed tar cannot even be asked.
+        if isinstance(stream, (gzip.GzipFile, tarfile.ExFileObject)) or not stream.seekable():
             while block := stream.read(_HEAD_BYTES):
                 unpacked.write(block)
             unpacked.seek(0)
