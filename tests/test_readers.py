@@ -90,6 +90,10 @@ def test_parquet(tmp_path: Path, suffix: str) -> None:
     }
     path.write_bytes(packed[suffix])
     assert texts(path) == STORIES
+    columns = {"story_zh": [None, "a"], "story": ["b", "c"]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "null.parquet")
+    assert texts(tmp_path / "null.parquet") == ["b", "a"]
+    assert texts(tmp_path / "null.parquet", field="story_zh") == ["", "a"]
     with pytest.raises(DataError, match=r"row 1.*'id' is 1, expected a string"):
         texts(path, field="id")
     with pytest.raises(DataError, match="no column 'plot'; there are 'id', 'text'"):
@@ -108,6 +112,41 @@ def test_dataset(tmp_path: Path) -> None:
     assert texts(tmp_path / "two") == STORIES * 2
 
 
+def test_a_dataset_that_cannot_be_read(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(DataError, match="not a readable dataset"):
+        texts(tmp_path)
+
+
+def test_what_lies_beside_stories_is_left_alone(tmp_path: Path) -> None:
+    for name in (
+        *("report.json", "train.npy.json", "tokenizer_config.json", "dataset_infos.json"),
+        *("dataset_info.json", ".cache/a.txt", ".a.txt"),
+    ):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / "in" / name).write_text('{"stories": 3}')
+    (tmp_path / "in" / "a.txt").write_text("one")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    assert texts(tmp_path / "in") == ["one"]
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "in", ".")
+    assert texts(tmp_path / "all.tar") == ["one"]
+
+
+def test_datasets_in_a_directory(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name in ("a", "b"):
+        part = datasets.Dataset.from_dict({"story": [name], "text": ["other"]})
+        part.save_to_disk(tmp_path / "sub" / name)
+    (tmp_path / "c.txt").write_text("c")
+    assert texts(tmp_path) == ["c", "a", "b"]
+    cut = next((tmp_path / "sub" / "b").glob("*.arrow"))
+    cut.write_bytes(cut.read_bytes()[:20])
+    with pytest.raises(DataError, match="not a readable dataset"):
+        texts(tmp_path)
+
+
 def test_directories_in_the_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.txt").write_text("two")
@@ -124,6 +163,14 @@ def test_field(tmp_path: Path) -> None:
     assert texts(path, field="plot") == ["b"]
     with pytest.raises(DataError, match="no field 'moral'; this record has 'story', 'plot'"):
         texts(path, field="moral")
+
+
+def test_null_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "stories.jsonl"
+    path.write_text('{"story": null}\n{"story_zh": null, "story": "b"}\n')
+    assert texts(path) == ["", "b"]
+    path.write_text('{"story_zh": " ", "story": "b"}\n{"text": ""}\n')
+    assert texts(path) == ["b", ""]
 
 
 def test_where_a_story_is(tmp_path: Path) -> None:

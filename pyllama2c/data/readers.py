@@ -1,7 +1,8 @@
 """Stories out of whatever a corpus comes in, one at a time.
 
 What a file is, its name says (``.jsonl .json .txt .parquet``, each also as ``.gz`` or inside a
-``.tar``, ``.tar.gz``, ``.tgz``); a directory is everything in it, in the order of the names.
+``.tar``, ``.tar.gz``, ``.tgz``); a directory is everything in it, in the order of the names, but
+for hidden files and those that by their names hold no stories.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
@@ -27,6 +29,11 @@ END_OF_TEXT = "<|endoftext|>"
 TEXT_FIELDS = ("story_zh", "story", "text")
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".txt", ".parquet")
 _TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# JSON that this package and Hugging Face's leave beside stories. Named by itself it is read.
+_NO_STORIES = (
+    *("report.json", "*.npy.json", "tokenizer*.json"),
+    *("dataset_info.json", "dataset_infos.json", "state.json"),
+)
 _HEAD_BYTES = 1 << 20
 
 
@@ -46,7 +53,7 @@ def read_stories(sources: Iterable[str | Path], field: str | None = None) -> Ite
     Args:
         sources: files, directories, or directories written by Hugging Face's ``save_to_disk``.
         field: the name of the field that holds the text in JSON, parquet and datasets. By
-            default the first of ``story_zh``, ``story``, ``text`` that a record has.
+            default the first of ``story_zh``, ``story``, ``text`` that holds any. Null is empty.
 
     Raises:
         DataError: a source does not exist, is of an unknown kind, or has a record that cannot be
@@ -59,15 +66,15 @@ def read_stories(sources: Iterable[str | Path], field: str | None = None) -> Ite
 
 
 def _read_path(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
-    if path.is_dir():
-        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            yield from _read_dataset(path, field)
-            return
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _is_readable(p.name))
-        if not files:
+    if _is_dataset(path):
+        yield from _read_dataset(path, field)
+    elif path.is_dir():
+        found = False
+        for found_path in _walk(path):
+            found = True
+            yield from _read_path(found_path, field)
+        if not found:
             raise DataError(f"{path}: no file in this directory ends in {_known_suffixes()}")
-        for file in files:
-            yield from _read_path(file, field)
     elif not path.exists():
         raise DataError(f"{path}: no such file or directory")
     elif not _is_readable(path.name):
@@ -75,6 +82,30 @@ def _read_path(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
     else:
         with path.open("rb") as stream:
             yield from _read_named(stream, path.name, str(path), field)
+
+
+def _is_dataset(path: Path) -> bool:
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def _walk(directory: Path) -> Iterator[Path]:
+    """Yield the files and datasets in a directory, however deep, in the order of the names."""
+    for path in sorted(directory.iterdir()):
+        if _is_skipped(path.name):
+            continue
+        if not path.is_dir():
+            if path.is_file() and _is_readable(path.name):
+                yield path
+        elif path.is_symlink():  # may lead round in a circle
+            continue
+        elif _is_dataset(path):
+            yield path
+        else:
+            yield from _walk(path)
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or any(fnmatch(name, pattern) for pattern in _NO_STORIES)
 
 
 def _is_readable(name: str) -> bool:
@@ -130,8 +161,9 @@ def _read_tar(stream: BinaryIO, where: str, field: str | None) -> Iterator[tuple
     found = False
     with tarfile.open(fileobj=stream, mode="r|", tarinfo=_TarInfo) as archive:
         for member in archive:
-            hidden = Path(member.name).name.startswith(".")  # macOS archives hold ._name twins
-            if not member.isfile() or hidden or not _is_readable(member.name):
+            if not member.isfile() or not _is_readable(member.name):
+                continue
+            if any(map(_is_skipped, Path(member.name).parts)):  # as macOS's ._name twins
                 continue
             found = True
             file = archive.extractfile(member)
@@ -174,12 +206,15 @@ def _text_of(record: Any, field: str | None, where: str) -> str:
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected an object with a story, found {_shown(record)}")
     candidates = TEXT_FIELDS if field is None else (field,)
-    for name in candidates:
-        if name in record:
-            text = record[name]
-            if not isinstance(text, str):
-                raise DataError(f"{where}: field {name!r} is {_shown(text)}, expected a string")
+    present = [name for name in candidates if name in record]
+    for name in present:
+        text = record[name]
+        if not isinstance(text, str | None):
+            raise DataError(f"{where}: field {name!r} is {_shown(text)}, expected a string")
+        if text and not text.isspace():
             return text
+    if present:
+        return ""
     raise DataError(
         f"{where}: no field {' or '.join(map(repr, candidates))}; this record has "
         f"{', '.join(map(repr, record)) or 'no fields'}"
@@ -276,37 +311,43 @@ def _read_parquet(stream: BinaryIO, where: str, field: str | None) -> Iterator[t
             stream = cast(BinaryIO, unpacked)
         try:
             table = pyarrow.parquet.ParquetFile(stream)
-            column = _text_column(table.schema_arrow.names, field, where)
+            columns = _text_columns(table.schema_arrow.names, field, where)
             row = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[column]):
-                for text in batch.column(0).to_pylist():
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
+                for record in batch.to_pylist():
                     row += 1
                     place = f"{where}: row {row}"
-                    yield _text_of({column: text}, column, place), place
-        except pyarrow.ArrowException as error:
+                    yield _text_of(record, field, place), place
+        except (OSError, pyarrow.ArrowException) as error:
             raise DataError(f"{where}: not a readable parquet file ({error})") from error
 
 
 def _read_dataset(path: Path, field: str | None) -> Iterator[tuple[str, str]]:
     try:
         import datasets
+        import pyarrow
     except ImportError as error:
         raise MissingExtraError(
             f'{path}: reading a dataset needs datasets: pip install "pyllama2c[data]"'
         ) from error
-    loaded = datasets.load_from_disk(str(path))  # memory-mapped
-    parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
-    for part, table in parts.items():
-        where = f"{path}:{part}" if part else str(path)
-        column = _text_column(table.column_names, field, where)
-        for row, record in enumerate(table.select_columns([column]), start=1):
-            place = f"{where}: row {row}"
-            yield _text_of(record, column, place), place
+    try:
+        loaded = datasets.load_from_disk(str(path))  # memory-mapped
+        parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"": loaded}
+        for part, table in parts.items():
+            where = f"{path}:{part}" if part else str(path)
+            columns = _text_columns(table.column_names, field, where)
+            for row, record in enumerate(table.select_columns(columns), start=1):
+                place = f"{where}: row {row}"
+                yield _text_of(record, field, place), place
+    except DataError:
+        raise
+    except (OSError, KeyError, ValueError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path}: not a readable dataset ({error})") from error
 
 
-def _text_column(names: list[str], field: str | None, where: str) -> str:
-    for name in TEXT_FIELDS if field is None else (field,):
-        if name in names:
-            return name
-    wanted = repr(field) if field else " or ".join(map(repr, TEXT_FIELDS))
+def _text_columns(names: list[str], field: str | None, where: str) -> list[str]:
+    candidates = TEXT_FIELDS if field is None else (field,)
+    if columns := [name for name in candidates if name in names]:
+        return columns
+    wanted = " or ".join(map(repr, candidates))
     raise DataError(f"{where}: no column {wanted}; there are {', '.join(map(repr, names))}")
