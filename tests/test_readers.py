@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pyllama2c.data import json_array
+from pyllama2c.data import json_array, readers
 from pyllama2c.data.json_array import iter_json_array
 from pyllama2c.data.readers import read_stories
 from pyllama2c.errors import DataError
@@ -57,6 +57,7 @@ FILES: dict[str, bytes] = {
     "blank.txt": _txt("\n\n\n"),
     "marked.txt": _txt("\n<|endoftext|>\n"),
     "windows.txt": _txt("\n\n").replace(b"\n", b"\r\n"),
+    "mac.txt": _txt("\n\n").replace(b"\n", b"\r"),
     "array.json.gz": _gz(_json("story")),
     "lines.jsonl.gz": _gz(_jsonl("story")),
     "blank.txt.gz": _gz(_txt("\n\n")),
@@ -195,7 +196,10 @@ def _line_before(where: str) -> str:
     ("name", "content", "message"),
     [
         ("a.jsonl", b'{"story": "a"}\n{"story": 5}\n', r"a.jsonl:2: field 'story' is 5"),
-        ("a.jsonl", b'{"story": "a"}\n{"story": \n', r"a.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"story": "a"}\n{"story": \n', r"a.jsonl:2: cannot be read as JSON"),
+        ("a.jsonl", b'"a"\n' + b"1" * 5000, r"a.jsonl:2: cannot be read as JSON \(Exceeds"),
+        ("a.json", b'["a",\n' + b"1" * 5000 + b"]", r"a.json:2: Exceeds the limit"),
+        ("a.json", b"[" * 100_000, r"a.json:1: maximum recursion depth"),
         ("a.jsonl", b"7\n", r"a.jsonl:1: expected an object with a story, found 7"),
         ("a.jsonl", b'"ok"\n"\xff"\n', r"a.jsonl:2: not UTF-8"),
         ("a.json", b'["a",\n"b"', r"a.json:2: the file ends in the middle"),
@@ -203,6 +207,7 @@ def _line_before(where: str) -> str:
         ("a.json", b'["a"] "b"', r"text after the end"),
         ("a.json", b'["a",\n{1: "this is a long wrong object"}]', r"a.json:2: Expecting"),
         ("a.txt", b"good\n\xff\xfe", r"a.txt:2: not UTF-8"),
+        ("a.txt", b"good\r\n\r\xe5\xb0", r"a.txt:3: not UTF-8"),
         ("a.json.gz", gzip.compress(_json("story"))[:40], r"a.json.gz: damaged archive"),
         ("a.json.gz", b"not packed at all", r"a.json.gz: damaged archive"),
         ("a.tar.gz", _tar("readme.md", b"hello"), r"no file in this archive ends in \.jsonl"),
@@ -247,7 +252,19 @@ def test_an_array_cut_anywhere(monkeypatch: pytest.MonkeyPatch, chunk: int) -> N
         assert [element for _, element in read] == values
 
 
-@pytest.mark.parametrize("kind", ["array.json", "lines.jsonl", "plain.txt"])
+@pytest.mark.parametrize("chunk", range(1, 20))
+@pytest.mark.parametrize("name", ["blank.txt", "marked.txt", "windows.txt", "mac.txt"])
+def test_a_text_cut_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, chunk: int
+) -> None:
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + FILES[name])
+    whole = list(read_stories([tmp_path / name]))
+    monkeypatch.setattr(readers, "_CHUNK_BYTES", chunk)
+    assert [story.text for story in whole] == STORIES
+    assert list(read_stories([tmp_path / name])) == whole
+
+
+@pytest.mark.parametrize("kind", ["array.json", "lines.jsonl", "plain.txt", "line.txt"])
 def test_memory_does_not_grow(tmp_path: Path, kind: str) -> None:
     """Peak memory for a file of 40 MB is that of one of 4 MB."""
     story = "小兔子在花园里玩。" * 50
@@ -257,6 +274,8 @@ def test_memory_does_not_grow(tmp_path: Path, kind: str) -> None:
         with path.open("w", encoding="utf-8") as file:
             if kind == "plain.txt":
                 file.writelines(f"{story}{n}\n\n" for n in range(count))
+            elif kind == "line.txt":
+                file.write("<|endoftext|>".join(f"{story}{n}" for n in range(count)))
             elif kind == "lines.jsonl":
                 file.writelines(json.dumps({"story": f"{story}{n}"}) + "\n" for n in range(count))
             else:

@@ -85,6 +85,8 @@ class _ArrayReader:
                     ) from None
                 self.read_more()
                 continue
+            except (ValueError, RecursionError) as error:  # a number or a nesting out of bounds
+                raise self.error(str(error)) from None
             # What has been read of a number may itself be one: 1 of 12, 1.5 of 1.5e+3.
             if not self.ended and end >= len(self.text) - 2:
                 self.read_more()

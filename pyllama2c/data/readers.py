@@ -7,9 +7,11 @@ for hidden files and those that by their names hold no stories.
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import json
+import re
 import tarfile
 import tempfile
 import zlib
@@ -35,6 +37,7 @@ _NO_STORIES = (
     *("dataset_info.json", "dataset_infos.json", "state.json"),
 )
 _HEAD_BYTES = 1 << 20
+_CHUNK_BYTES = 1 << 16
 
 
 class Story(NamedTuple):
@@ -42,6 +45,17 @@ class Story(NamedTuple):
 
     text: str
     where: str
+
+    def encode(self) -> bytes:
+        """Return the text in UTF-8.
+
+        Raises:
+            DataError: it holds half of a surrogate pair, which JSON can spell; names the place.
+        """
+        try:
+            return self.text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{self.where}: the story holds an unpaired surrogate") from None
 
 
 def read_stories(sources: Iterable[str | Path], field: str | None = None) -> Iterator[Story]:
@@ -195,8 +209,8 @@ def _read_json(stream: BinaryIO, where: str, field: str | None) -> Iterator[tupl
         place = f"{where}:{number}"
         try:
             record = json.loads(line_text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{place}: not JSON ({error})") from None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: cannot be read as JSON ({error})") from None
         yield _text_of(record, field, place), place
 
 
@@ -236,27 +250,35 @@ def _read_txt(stream: BinaryIO, where: str) -> Iterator[tuple[str, str]]:
     """
     head, stream = _look_ahead(stream)
     marked = END_OF_TEXT.encode() in head
-    story: list[str] = []
-    begin = 1
-    for number, line in _lines(stream, where):
-        if marked:
-            pieces = line.split(END_OF_TEXT)
-            for piece in pieces[:-1]:
-                story.append(piece)
-                yield "".join(story), f"{where}:{begin}"
-                story, begin = [], number
-            if pieces[-1].strip() and not any(part.strip() for part in story):
-                begin = number
-            story.append(pieces[-1])
-        elif line.strip():
-            if not story:
-                begin = number
-            story.append(line)
-        elif story:
-            yield "".join(story), f"{where}:{begin}"
-            story = []
-    if "".join(story).strip():
-        yield "".join(story), f"{where}:{begin}"
+    between = re.compile(re.escape(END_OF_TEXT) if marked else r"\n\s*\n")
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    text, line, ended = "", 1, False  # what is still to be cut, the line it begins on
+    while not ended:
+        # Reading at least as much as is pending keeps the searching of a long story linear.
+        data = stream.read(max(_CHUNK_BYTES, len(text)))
+        ended = not data
+        while data.endswith(b"\r") and (more := stream.read(1)):  # perhaps half of a line end
+            data += more
+        try:
+            text += decoder.decode(data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"), final=ended)
+        except UnicodeDecodeError as error:
+            line += text.count("\n") + error.object[: error.start].count(b"\n")
+            raise DataError(f"{where}:{line}: not UTF-8 ({error.reason})") from None
+        begin = 0
+        for match in between.finditer(text):
+            story = text[begin : match.start()]
+            if marked or story.strip():
+                yield story, f"{where}:{line + _lines_before(story)}"
+            line += text.count("\n", begin, match.end())
+            begin = match.end()
+        text = text[begin:]
+    if text.strip():
+        yield text, f"{where}:{line + _lines_before(text)}"
+
+
+def _lines_before(story: str) -> int:
+    """Count the blank lines that a story begins with."""
+    return story.count("\n", 0, len(story) - len(story.lstrip()))
 
 
 def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
@@ -266,7 +288,7 @@ def _lines(stream: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
             line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise DataError(f"{where}:{number}: not UTF-8 ({error.reason})") from None
-        yield number, line.replace("\r\n", "\n")
+        yield number, line
 
 
 class _Rejoined(io.RawIOBase):
