@@ -76,7 +76,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
     source.write_text('{"story": "half a pair \\ud83d"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:1: the story holds an unpaired surrogate"):
         prepare([source], tmp_path / "out")
-    assert not (tmp_path / "out" / "train.jsonl").exists()  # complete or not there at all
+    with pytest.raises(DataError, match=r"a\.jsonl:1: the story holds an unpaired surrogate"):
+        augment(read_stories([source]), Names(("a", "b"), ()), tmp_path / "b.jsonl", copies=1)
+    assert list(tmp_path.iterdir()) == [source]  # complete or not there at all
+    for out in (source, source / "out"):
+        with pytest.raises(ArgumentError, match=r"out needs the directory .*a\.jsonl' is a file"):
+            prepare([tmp_path / "b.jsonl"], out)
 
 
 def test_no_source_is_replaced(cli: Callable[..., Any], tmp_path: Path) -> None:

@@ -72,8 +72,12 @@ def augment(
         out: a JSONL file.
         copies: how many versions of each.
         seed: the same seed writes the same file.
+
+    Raises:
+        DataError: a story cannot be encoded; names it.
     """
-    texts = [story.text for story in stories]
+    # What could not be written is refused here, where its place is known.
+    texts = [story.encode().decode() for story in stories]
     random = Random(seed)
     with atomic_write(Path(out)) as file:
         for _ in range(copies):

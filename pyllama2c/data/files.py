@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,33 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         fsync_directory(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_directory(path: Path) -> Iterator[None]:
+    """Make a directory; if the block fails and leaves nothing in it, it is gone again.
+
+    Raises:
+        ArgumentError: a file is in the way.
+    """
+    missing = []
+    for directory in (path, *path.parents):
+        if directory.exists():
+            if not directory.is_dir():
+                raise ArgumentError(
+                    f"out needs the directory {str(path)!r}, but {str(directory)!r} is a file; "
+                    "choose another place"
+                )
+            break
+        missing.append(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # what is not empty stays
+            for directory in missing:
+                directory.rmdir()
+        raise
 
 
 def refuse_to_replace(sources: Iterable[str | Path], files: Iterable[Path]) -> None:

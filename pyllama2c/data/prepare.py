@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
 
-from pyllama2c.data.files import atomic_write, refuse_to_replace
-from pyllama2c.data.readers import Story, read_stories
+from pyllama2c.data.files import atomic_write, made_directory, refuse_to_replace
+from pyllama2c.data.readers import read_stories
 from pyllama2c.errors import ArgumentError, DataError
 
 HISTOGRAM_BINS = 10
@@ -64,7 +64,8 @@ def prepare(
         seed: another seed holds out other stories.
 
     Raises:
-        ArgumentError: ``validation`` is out of range, or a source would be replaced.
+        ArgumentError: ``validation`` is out of range, a source would be replaced, or ``out`` cannot
+            be a directory.
         DataError: a source cannot be read, or there is no story in any.
     """
     if not 0 <= validation < 1:
@@ -72,12 +73,12 @@ def prepare(
     sources, out = list(sources), Path(out)
     names = ("train.jsonl", "validation.jsonl", "report.json")
     refuse_to_replace(sources, (out / name for name in names))
-    out.mkdir(parents=True, exist_ok=True)
     report = Report()
     lengths: Counter[int] = Counter()
     characters: set[str] = set()
     key = str(seed).encode()
     with (
+        made_directory(out),
         atomic_write(out / "train.jsonl") as train,
         atomic_write(out / "validation.jsonl") as held_out,
         _SeenBefore() as seen,
@@ -86,7 +87,7 @@ def prepare(
             if not story.text:
                 report.empty += 1
                 continue
-            digest = hashlib.blake2b(_encode(story), digest_size=16, key=key).digest()
+            digest = hashlib.blake2b(story.encode(), digest_size=16, key=key).digest()
             if seen.add(digest[:8]):
                 report.duplicates += 1
                 continue
@@ -128,13 +129,6 @@ class _SeenBefore:
         value = int.from_bytes(digest, "little", signed=True)
         cursor = self.database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (value,))
         return cursor.rowcount == 0
-
-
-def _encode(story: Story) -> bytes:
-    try:
-        return story.text.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        raise DataError(f"{story.where}: the story holds an unpaired surrogate") from None
 
 
 def _write(file: IO[str], text: str) -> None:

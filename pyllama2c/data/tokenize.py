@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import sentencepiece
 
-from pyllama2c.data.files import atomic_write
+from pyllama2c.data.files import atomic_write, made_directory
 from pyllama2c.data.readers import Story
 from pyllama2c.data.tokens import TokenInfo, as_tokens, sha256, write_tokens
 from pyllama2c.errors import ArgumentError, DataError, TokenizerError
@@ -51,7 +51,8 @@ def tokenize(
         shard_stories: how many stories are encoded and saved together.
 
     Raises:
-        ArgumentError: ``out`` does not end in ``.npy``; ``jobs`` or ``shard_stories`` below 1.
+        ArgumentError: ``out`` does not end in ``.npy``, or a file is where its directory should be;
+            ``jobs`` or ``shard_stories`` below 1.
         TokenizerError: the tokenizer cannot be read or has no BOS.
         DataError: a story could not be encoded; names it. What is done is kept.
     """
@@ -66,8 +67,6 @@ def tokenize(
     encoder = _Encoder(tokenizer)
     digest = sha256(tokenizer)
     work = out.with_name(f".{out.stem}.{digest[:16]}.shards")
-    work.mkdir(parents=True, exist_ok=True)
-
     shards: list[Path] = []
     n_stories = n_characters = 0
 
@@ -80,23 +79,24 @@ def tokenize(
             if not shard.path.exists():
                 yield shard
 
-    if jobs == 1:
-        for shard in todo():
-            encoder.write(shard)
-    else:
-        _encode_in_parallel(todo(), tokenizer, jobs)
-    if not shards:
-        raise DataError("no story to tokenize")
-    info = TokenInfo(
-        vocab_size=encoder.vocab_size,
-        bos_id=encoder.bos_id,
-        tokens=sum(int(np.load(path, mmap_mode="r").size) for path in shards),
-        stories=n_stories,
-        characters=n_characters,
-        tokenizer_sha256=digest,
-    )
-    write_tokens(out, shards, info)
-    shutil.rmtree(work)
+    with made_directory(work):  # what is done stays in it
+        if jobs == 1:
+            for shard in todo():
+                encoder.write(shard)
+        else:
+            _encode_in_parallel(todo(), tokenizer, jobs)
+        if not shards:
+            raise DataError("no story to tokenize")
+        info = TokenInfo(
+            vocab_size=encoder.vocab_size,
+            bos_id=encoder.bos_id,
+            tokens=sum(int(np.load(path, mmap_mode="r").size) for path in shards),
+            stories=n_stories,
+            characters=n_characters,
+            tokenizer_sha256=digest,
+        )
+        write_tokens(out, shards, info)
+        shutil.rmtree(work)
     return info
 
 
