@@ -15,6 +15,7 @@ import vocabularies
 from sentencepiece import SentencePieceProcessor
 
 from pyllama2c.data import tokenize as tokenize_module
+from pyllama2c.data import tokenizer as tokenizer_module
 from pyllama2c.data.readers import Story, read_stories
 from pyllama2c.data.tokenize import tokenize
 from pyllama2c.data.tokenizer import (
@@ -127,7 +128,10 @@ def test_what_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(ArgumentError, match="jobs is 0"):
         tokenize(STORIES, model, tmp_path / "t.npy", jobs=0)
     with pytest.raises(DataError, match="no story to tokenize"):
-        tokenize([], model, tmp_path / "t.npy", jobs=1)
+        tokenize([], model, tmp_path / "new" / "t.npy", jobs=1)
+    assert list(tmp_path.iterdir()) == [model]  # nothing is left of what was made for it
+    with pytest.raises(ArgumentError, match="out needs the directory"):
+        tokenize(STORIES, model, model / "t.npy", jobs=1)
     with pytest.raises(TokenizerError, match="no such file"):
         tokenize(STORIES, tmp_path / "no.model", tmp_path / "t.npy")
     model.write_bytes(vocabularies.train("no BOS, no EOS"))
@@ -184,8 +188,19 @@ def test_a_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
         train_tokenizer(STORIES, TokenizerConfig(vocab_size=9000))
     with pytest.raises(TokenizerError, match=r"the characters of this text alone need \d+"):
         train_tokenizer(STORIES, TokenizerConfig(vocab_size=270))
-    with pytest.raises(DataError, match="no text"):
-        train_tokenizer([Story("", "")])
+    for text in ("", "▅"):
+        with pytest.raises(DataError, match="no text"):
+            train_tokenizer([Story(text, "")])
+    with pytest.raises(DataError, match="s:7: the story holds an unpaired surrogate"):
+        train_tokenizer([*STORIES, Story("half a pair \ud83d", "s:7")])
+
+
+def test_no_story_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SentencePiece drops what holds its mark and what is too long."""
+    config = TokenizerConfig(vocab_size=265)
+    monkeypatch.setattr(tokenizer_module, "_MAX_BYTES", 40)
+    for text in ("▅".join(["abcd"] * 10), "abcd" * 100):
+        assert Tokenizer(train_tokenizer([Story(text, "")] * 10, config)).piece_to_id("d") > 0
 
 
 def test_the_allowed_size_is_allowed() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -16,6 +16,9 @@ from pyllama2c.data.readers import Story
 from pyllama2c.errors import ArgumentError, DataError, TokenizerError
 
 UNK_ID, BOS_ID, EOS_ID = 0, 1, 2  # as in Llama and llama2.c
+# What SentencePiece leaves out without a word: a text with its mark for the unknown, or longer.
+_MARK = "\u2585"
+_MAX_BYTES = 1 << 24  # the default is 4192
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,14 @@ def sample_stories(stories: Iterable[Story], size: int, seed: int) -> list[str]:
 
     The order of what is drawn is the order of ``stories`` where there are fewer than ``size``.
     Source: Vitter 1985, "Random Sampling with a Reservoir", algorithm R.
+
+    Raises:
+        DataError: a story cannot be encoded; names it.
     """
     random = Random(seed)
     reservoir: list[str] = []
     for count, story in enumerate(stories):
+        story.encode()  # refuses what SentencePiece could not take
         if count < size:
             reservoir.append(story.text)
         elif (place := random.randrange(count + 1)) < size:
@@ -73,12 +80,13 @@ def train_tokenizer(stories: Iterable[Story], config: TokenizerConfig | None = N
     characters like any other, so that ``。`` with a line break after it may become one piece.
 
     Raises:
-        DataError: there is no text.
+        DataError: there is no text, or a story cannot be encoded; names it.
         TokenizerError: the vocabulary is larger than this text allows (says how large it may
             be), or smaller than its characters need.
     """
     config = config or TokenizerConfig()
-    sample = [text for text in sample_stories(stories, config.sample, config.seed) if text]
+    drawn = sample_stories(stories, config.sample, config.seed)
+    sample = [part for text in drawn for part in _parts(text)]
     if not sample:
         raise DataError("no text to train a tokenizer on")
     try:
@@ -97,6 +105,14 @@ def train_tokenizer(stories: Iterable[Story], config: TokenizerConfig | None = N
         ) from None
 
 
+def _parts(text: str) -> Iterator[str]:
+    """Cut a story into what SentencePiece takes."""
+    size = _MAX_BYTES // 4  # characters of at most four bytes
+    for piece in text.split(_MARK):
+        for begin in range(0, len(piece), size):
+            yield piece[begin : begin + size]
+
+
 def _train(sample: list[str], config: TokenizerConfig, vocab_size: int) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -110,7 +126,7 @@ def _train(sample: list[str], config: TokenizerConfig, vocab_size: int) -> bytes
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         allow_whitespace_only_pieces=True,
-        max_sentence_length=1 << 24,  # longer ones are dropped; the default is 4192 bytes
+        max_sentence_length=_MAX_BYTES,
         input_sentence_size=0,  # the sample is drawn already
         unk_id=UNK_ID,
         bos_id=BOS_ID,
