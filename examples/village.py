@@ -38,6 +38,7 @@ WORLD = "从前，森林边上有一个小村子，村子里住着许多小动�
 KINDS = "兔猫狗熊鹿羊鸭象猴鼠"
 NAMES = [2 * first for first in "莉团朵乐豆圆毛丁花米安贝多果静可明奇天星"]
 ANSWER_MS = 2000
+MOST_CHARACTERS = 200  # of what a player says at once
 BUSY = "（正在和别人说话）"  # what a visitor sees of a villager who is
 SAYING = SamplingParams(stop=["”", "\n"], max_tokens=40, temperature=0.7)
 
@@ -75,9 +76,10 @@ class Village:
             async for message in player:
                 try:
                     heard = json.loads(message)
-                    who, text = heard["to"], str(heard["say"])
+                    who, text = heard["to"], str(heard["say"])[:MOST_CHARACTERS]
+                    text.encode()  # half a surrogate pair is no text
                     villager = self.villagers[who]
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, RecursionError) as error:
                     await player.send(_json(error=f"{type(error).__name__}: {error}"))
                     continue
                 await self.answer(player, villager, text)

@@ -88,10 +88,12 @@ def test_nonsense_is_answered_with_an_error(example: ModuleType) -> None:
     async def main() -> None:
         async with example.village(pause=1000) as (village, address), connect(address) as player:
             assert len(json.loads(await player.recv())["village"]) == 200
-            for nonsense in ("", "[]", "{}", '{"to": "nobody", "say": "x"}', '{"to": 5}', b"\xff"):
-                await player.send(nonsense)
-                assert "error" in json.loads(await player.recv())
             name = next(iter(village.villagers))
+            half = json.dumps({"to": name, "say": "\ud800"})
+            nonsense = ("", "[]", "{}", '{"to": "nobody", "say": "x"}', '{"to": 5}', b"\xff", half)
+            for message in (*nonsense, "[" * 100_000):
+                await player.send(message)
+                assert "error" in json.loads(await player.recv())
             await player.send(json.dumps({"to": name, "say": "你好！"}))
             assert json.loads(await player.recv())["from"] == name
 
