@@ -286,7 +286,10 @@ class Engine:
         preallocate: bool = False,
     ) -> None: ...
     def busy(self) -> bool: ...
-    def cancel(self, id: typing.SupportsInt | typing.SupportsIndex) -> None: ...
+    def cancel(self, id: typing.SupportsInt | typing.SupportsIndex, complete: bool = False) -> None:
+        """
+        complete: the text is, by what the caller knows.
+        """
     def collect(
         self, ids: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]
     ) -> list[Progress]: ...
@@ -300,9 +303,11 @@ class Engine:
         """
     def has_work(self) -> bool: ...
     def stats(self) -> dict[str, typing.Any]: ...
-    def step(self, budget: typing.SupportsFloat | typing.SupportsIndex | None) -> list[Progress]:
+    def step(
+        self, budget: typing.SupportsFloat | typing.SupportsIndex | None, news: list[Progress]
+    ) -> None:
         """
-        News of the announced requests, after at most `budget` seconds.
+        Appends news of the announced requests, after at most `budget` seconds.
         """
     def submit(
         self,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 from pyllama2c import _core
@@ -24,9 +26,16 @@ def parse_bytes(name: str, value: int | str) -> int:
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
         if match and match[2].upper() in units:
             return int(float(match[1]) * units[match[2].upper()])
-    elif not isinstance(value, bool) and isinstance(value, int) and value > 0:
-        return value
+    elif not isinstance(value, bool) and isinstance(value, Integral) and value > 0:
+        return int(value)
     raise ArgumentError(f'{name} is {value!r}, expected bytes, or text such as "512MiB" or "1GiB"')
+
+
+def milliseconds(name: str, value: float) -> float:
+    """A number from 0, of any type. Raises ArgumentError naming the argument ``name``."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+        raise ArgumentError(f"{name} is {value!r}, expected milliseconds, or None")
+    return float(value)
 
 
 def parse_kv_type(name: str) -> _core.KvType:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pyllama2c import _core, forking
 from pyllama2c.arguments import Prompt, merged_params, positive
 from pyllama2c.engine import DEFAULT_MAX_WAITING, Engine
-from pyllama2c.errors import ClosedError
+from pyllama2c.errors import BusyError, ClosedError
 from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.requests import OnDeadline, Overflow, Request, Terms
 from pyllama2c.session import SessionBase, new_state, restore_state
@@ -68,6 +68,8 @@ class Stream:
         return self
 
     async def __anext__(self) -> Chunk:
+        if self._waiter is not None:
+            raise BusyError("another task is reading this stream")
         reader = asyncio.current_task()
         if reader is not self._reader:
             self._end_with(reader)

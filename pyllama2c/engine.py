@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -16,11 +15,12 @@ from pyllama2c.arguments import (
     Prompt,
     as_one,
     merged_params,
+    milliseconds,
     parse_bytes,
     parse_kv_type,
     positive,
 )
-from pyllama2c.errors import ArgumentError, ClosedError
+from pyllama2c.errors import ArgumentError, BusyError, ClosedError
 from pyllama2c.generation import Generation
 from pyllama2c.model import KvDType, Model
 from pyllama2c.outputs import Chunk, Completion
@@ -106,7 +106,9 @@ class Engine:
         self._lock = threading.RLock()
         self._stepping = threading.Lock()
         self._requests: dict[int, Request] = {}  # those whose news step() returns, and streams
-        self._left_over: list[Event] = []
+        self._stepper: int | None = None  # the thread that steps
+        self._news: list[_core.Progress] = []  # to be made events, also where something raises
+        self._events: list[Event] = []
         self._talking_seconds = 0.0  # what a step needs to make text of tokens
         model._engines.add(self)
         forking.register(self)
@@ -163,27 +165,32 @@ class Engine:
 
         Raises:
             ArgumentError: the budget is no number from 0.
+            BusyError: a function given as ``on_deadline`` called it.
             ClosedError: the engine or its model is closed.
-            Exception: what a function given as ``on_deadline`` raised; no event is lost by it.
+            Exception: what a function given as ``on_deadline``, or the handler of a signal, raised;
+                no event is lost by it, the next call returns them.
         """
         core = self._live()
+        start = time.perf_counter()
+        budget = None if budget_ms is None else milliseconds("budget_ms", budget_ms) / 1000
+        if self._stepper == threading.get_ident():
+            raise BusyError("step() was called by a function that step() had called")
         with self._stepping:
-            start = time.perf_counter()
-            budget = None
-            if budget_ms is not None:
-                if not isinstance(budget_ms, (int, float)) or not 0 <= budget_ms < math.inf:
-                    raise ArgumentError(
-                        f"budget_ms is {budget_ms!r}, expected milliseconds, or None"
-                    )
-                budget = budget_ms / 1000
-                # The time until now, and what making text of the tokens will take.
-                reserve = min(self._talking_seconds, budget / 2)
-                budget = max(budget - reserve - (time.perf_counter() - start), 0.0)
-            news = core.step(budget)
-            computed = time.perf_counter()
-            events = self._take(news)
-            spent = time.perf_counter() - computed
-            self._talking_seconds = max(spent, 0.9 * self._talking_seconds)
+            try:
+                self._stepper = threading.get_ident()
+                if budget is not None:
+                    # The time until now, and what making text of the tokens will take.
+                    reserve = min(self._talking_seconds, budget / 2)
+                    budget = max(budget - reserve - (time.perf_counter() - start), 0.0)
+                core.step(budget, self._news)
+                computed = time.perf_counter()
+                self._take()
+                spent = time.perf_counter() - computed
+                self._talking_seconds = max(spent, 0.9 * self._talking_seconds)
+            finally:
+                self._stepper = None
+            # Last, for a signal's handler may raise in any call.
+            events, self._events = self._events, []
             return events
 
     def prefix(self, text: Prompt) -> Prefix:
@@ -357,25 +364,20 @@ class Engine:
             pass
         return cast(Completion, request.completion)
 
-    def _take(self, news: list[_core.Progress]) -> list[Event]:
-        error: BaseException | None = None
+    def _take(self) -> None:
+        """Make events of the news; what is left when something raises is for the next step."""
         with self._lock:
-            events, self._left_over = self._left_over, []
-            for progress in news:
+            while self._news:
+                progress = self._news[0]
                 request = self._requests.get(progress.id)
-                if request is None:
-                    continue
                 try:
-                    chunk = request._push(progress)
-                except Exception as failure:
-                    error = failure
-                else:
-                    if chunk is not None:
-                        events.append(Event(request, chunk))
-            if error is not None:
-                self._left_over = events
-                raise error
-        return events
+                    del self._news[0]
+                    if request is not None and (chunk := request._push(progress)) is not None:
+                        self._events.append(Event(request, chunk))
+                except BaseException:
+                    if request is not None:
+                        request._cancel()  # part of its text may be lost
+                    raise
 
     def _push(self, request: Request, progress: _core.Progress) -> Chunk | None:
         """The next piece of a request's text, None if it has ended otherwise meanwhile."""
@@ -385,7 +387,8 @@ class Engine:
     def _forget(self, request: Request) -> None:
         self._requests.pop(request._id, None)
         if self._open_core is not None:
-            self._open_core.cancel(request._id)  # a stop string came, and it does not know yet
+            # A stop string may have come, and it does not know yet.
+            self._open_core.cancel(request._id, request.finish_reason != "cancelled")
 
     def _cancel(self, request: Request) -> None:
         with self._lock:

@@ -141,6 +141,8 @@ class Generation:
         text, ids = self.text, self.ids
         if finish == "deadline" and self._on_deadline is not None:
             text = self._on_deadline(text)
+            if not isinstance(text, str):
+                raise ArgumentError(f"on_deadline returned {text!r}, expected a str")
             ids = self.ids[: self._within(text)[0]]
         ended_by_token = progress.finish == _core.FinishReason.STOP and finish == "stop"
         n_tokens = len(self.ids) + (ended_by_token and not self._matched)

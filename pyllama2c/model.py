@@ -350,7 +350,7 @@ class Model:
                 to_the_end = not any(request.watches_text for request in going.values())
                 for progress in engine.wait(list(going), until_finished=to_the_end):
                     if going[progress.id].push(progress).finish_reason is not None:
-                        engine.cancel(progress.id)
+                        engine.cancel(progress.id, True)
                         del going[progress.id]
         finally:
             for request_id in going:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from pyllama2c.arguments import milliseconds
 from pyllama2c.errors import ArgumentError
 from pyllama2c.outputs import Chunk, Completion, FinishReason
 
@@ -39,15 +39,8 @@ class Terms:
             priority = 2**31
         if isinstance(self.priority, bool) or not -(2**31) <= priority < 2**31:
             raise ArgumentError(f"priority is {self.priority!r}, expected a 32-bit whole number")
-        deadline = self.deadline_ms
-        if deadline is not None and (
-            isinstance(deadline, bool)
-            or not isinstance(deadline, (int, float))
-            or not 0 <= deadline < math.inf
-        ):
-            raise ArgumentError(
-                f"deadline_ms is {deadline!r}, expected milliseconds from now, or None"
-            )
+        if self.deadline_ms is not None:
+            milliseconds("deadline_ms", self.deadline_ms)
         if not isinstance(self.on_deadline, str) and not callable(self.on_deadline):
             raise ArgumentError(
                 f'on_deadline is {self.on_deadline!r}, expected "sentence", a line to say instead, '

@@ -15,7 +15,7 @@ from pyllama2c.generation import Generation
 from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.requests import OnDeadline, Overflow, Request, Terms
 from pyllama2c.session_state import Draft, SessionState
-from pyllama2c.tokenizer import Detokenizer
+from pyllama2c.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from pyllama2c.engine import Engine
@@ -330,6 +330,9 @@ def new_state(
     """The state of a session that has heard nothing but its prefix."""
     terms = Terms(overflow=overflow)
     if isinstance(prefix, Prefix):
+        theirs, ours = prefix._engine.model, engine.model
+        if theirs is not ours and _pieces(theirs.tokenizer) != _pieces(ours.tokenizer):
+            raise ArgumentError("prefix is of an engine whose model has another tokenizer")
         ids = list(prefix.ids)
     else:
         ids = engine.model._encode("" if prefix is None else as_one(prefix))
@@ -352,6 +355,10 @@ def restore_state(engine: Engine, data: bytes) -> SessionState:
     except ArgumentError as error:
         raise RestoreError(f"the bytes hold impossible values: {error}") from None
     return state
+
+
+def _pieces(tokenizer: Tokenizer | None) -> bytes:
+    return b"" if tokenizer is None else tokenizer.serialized
 
 
 def _checked_name(name: str) -> str:

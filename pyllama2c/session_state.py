@@ -54,11 +54,10 @@ class SessionState:
         """
         ids = self.ids + (self.draft.written if self.draft else []) + said
         n_dropped = 0
-        if self.overflow == "slide":
-            step = (max_length - self.n_prefix) // 2
-            while len(ids) > max_length:
-                del ids[self.n_prefix : self.n_prefix + step]
-                n_dropped += step
+        if self.overflow == "slide" and len(ids) > max_length:
+            half = (max_length - self.n_prefix) // 2
+            n_dropped = -(-(len(ids) - max_length) // half) * half  # one half after the other
+            del ids[self.n_prefix : self.n_prefix + n_dropped]
         return ids, n_dropped
 
     def begin(self, ids: list[int], n_dropped: int, draft: Draft) -> None:

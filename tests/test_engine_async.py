@@ -257,6 +257,22 @@ def test_errors_come_at_once(model: Model) -> None:
     asyncio.run(main())
 
 
+def test_a_stream_has_one_reader_at_a_time(model: Model) -> None:
+    async def main() -> None:
+        async with AsyncEngine(model) as engine:
+            stream = engine.stream("Once", max_tokens=20, ignore_eos=True)
+
+            async def read() -> str:
+                return "".join([chunk.text async for chunk in stream])
+
+            told = await asyncio.gather(read(), read(), return_exceptions=True)
+            assert sum(isinstance(part, BusyError) for part in told) == 1
+            assert stream.completion is not None
+            assert stream.completion.finish_reason == "length"
+
+    asyncio.run(main())
+
+
 def test_a_failing_on_deadline_reaches_the_reader(model: Model) -> None:
     def fail(text: str) -> str:
         raise KeyError(text)

@@ -131,6 +131,18 @@ def work():
 threading.Thread(target=work).start()
 engine.close() if time.sleep(0.05) is None else None
 """,
+    "in daemon threads": """
+import threading
+def forever(work):
+    while True: work()
+for work in (
+    lambda: session.fork().send("x", max_tokens=5, ignore_eos=True),
+    lambda: model.generate("Once", max_tokens=5),
+    lambda: other.step(budget_ms=2),
+):
+    threading.Thread(target=forever, args=[work], daemon=True).start()
+time.sleep(0.1)
+""",
     "an exception": "raise SystemExit(0)",
 }
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
+import signal
 import statistics
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import engine_helpers as helpers
 import models
+import numpy as np
 import pytest
 import vocabularies
 
 from pyllama2c import (
     ArgumentError,
+    BusyError,
     CapacityError,
     ClosedError,
     Engine,
@@ -181,6 +185,67 @@ def test_on_deadline_may_fail_without_losing_events(model: Model) -> None:
         == good.text
         == model.generate("Once", seed=good.seed, max_tokens=5, ignore_eos=True).text
     )
+
+
+def test_on_deadline_is_told_what_it_may_not_do(model: Model) -> None:
+    engine = Engine(model)
+    engine.submit("Once", deadline_ms=0, on_deadline=lambda text: engine.step() or text)
+    with pytest.raises(BusyError, match="step"):
+        engine.step()
+    engine.submit("Once", deadline_ms=0, on_deadline=len)
+    with pytest.raises(ArgumentError, match="on_deadline returned 0"):
+        engine.step()
+    helpers.expect_nothing_held(engine)
+
+
+def test_an_interrupt_loses_no_events(model: Model) -> None:
+    class Interrupt(BaseException):
+        pass
+
+    def interrupt(*_: object) -> None:
+        raise Interrupt
+
+    rng = random.Random(5)
+    engine = Engine(model, n_threads=1)
+    options: dict[str, Any] = {"max_tokens": 40, "ignore_eos": True}
+    before = signal.signal(signal.SIGALRM, interrupt)
+    interrupts = 0
+    try:
+        for _ in range(40):
+            requests = [engine.submit("Once", seed=seed, **options) for seed in range(4)]
+            for _ in range(1000):
+                if all(request.done for request in requests):
+                    break
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-4, 2e-3))
+                    engine.step(budget_ms=1)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Interrupt:
+                    interrupts += 1
+            assert all(request.done for request in requests)
+            for seed, request in enumerate(requests):
+                alone = model.generate("Once", seed=seed, **options).text
+                assert alone == request.text or request.finish_reason == "cancelled"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts > 10
+
+
+def test_those_wait_for_whom_there_is_no_memory(model: Model) -> None:
+    engine = Engine(model, kv_memory=_CONTEXT_BYTES, max_waiting=2)
+    for _ in range(3):
+        engine.submit([1] + [5] * 80, max_tokens=10, ignore_eos=True)
+        engine.step()
+    with pytest.raises(Overloaded, match="1 requests are being computed and 2 wait"):
+        engine.submit([1], max_tokens=1)
+    helpers.run(engine)
+
+
+def test_numbers_may_be_numpys(model: Model) -> None:
+    engine = Engine(model, kv_memory=np.int64(1 << 20))
+    engine.submit("Once", deadline_ms=np.float32(1e6), max_tokens=3, ignore_eos=True)
+    assert engine.step(budget_ms=np.int64(50))
 
 
 def test_sentences_are_cut_where_they_end() -> None:

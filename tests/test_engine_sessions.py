@@ -10,7 +10,16 @@ from pathlib import Path
 import engine_helpers as helpers
 import pytest
 
-from pyllama2c import BusyError, CapacityError, ClosedError, Engine, Model, Session, Turn
+from pyllama2c import (
+    ArgumentError,
+    BusyError,
+    CapacityError,
+    ClosedError,
+    Engine,
+    Model,
+    Session,
+    Turn,
+)
 
 WORLD = "Once upon a time there was a little girl named Lily."
 OPTIONS = {"ignore_eos": True, "max_tokens": 6}
@@ -226,6 +235,21 @@ def test_a_slid_context_is_what_the_engine_slides_to(model: Model, length: int) 
     first = parts.send(text, max_tokens=length, ignore_eos=True)
     second = parts.send(None, max_tokens=50, ignore_eos=True)
     assert first.token_ids + second.token_ids == one.token_ids
+
+
+@pytest.mark.parametrize("length", [94, 96, 97, 150, 1000])
+def test_sliding_at_once_is_sliding_half_by_half(model: Model, length: int) -> None:
+    said = [5 + i % 40 for i in range(length)]
+    session = Engine(model).session(prefix=[1, 7], overflow="slide")
+    expected = [1, 7, *said]
+    while len(expected) > 96:
+        del expected[2 : 2 + 47]
+    assert session._state.context_with(said, 96)[0] == expected
+
+
+def test_a_prefix_is_of_one_vocabulary(model: Model) -> None:
+    with Model() as other, pytest.raises(ArgumentError, match="another tokenizer"):
+        Engine(model).session(prefix=Engine(other).prefix("你好"))
 
 
 def test_sessions_talk_from_many_threads(model: Model) -> None:

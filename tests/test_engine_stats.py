@@ -41,6 +41,15 @@ def test_requests_are_counted(speaker: Path) -> None:
         assert recent.blocks == stats.blocks
 
 
+def test_a_stop_string_finishes_a_request(speaker: Path) -> None:
+    with Model(speaker) as model, Engine(model) as engine:
+        stopped = engine.submit("Once", stop=["e"], seed=1, ignore_eos=True)
+        engine.submit("Once").cancel()
+        helpers.run(engine)
+        assert stopped.finish_reason == "stop"
+        assert (engine.stats().finished, engine.stats().cancelled) == (1, 1)
+
+
 def test_percentiles() -> None:
     histogram = Histogram((0, 3, 0, 0, 0, 1))
     assert histogram.edges[0] == 10e-6

@@ -2,11 +2,13 @@
 #include "engine/engine.h"
 
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <optional>
 
 #include "backends/cpu/transformer.h"
 #include "bindings/bindings.h"
+#include "bindings/release_gil.h"
 #include "bindings/signals.h"
 
 namespace py = pybind11;
@@ -27,7 +29,7 @@ Clock::time_point after(double seconds) {
 std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvType kv_type,
                                     int n_threads, int max_sequences, int prefill_chunk,
                                     int n_blocks, int64_t max_waiting, bool preallocate) {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     const int max_rows = max_sequences + prefill_chunk;
     auto backend =
         std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
@@ -38,7 +40,7 @@ std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvT
 uint64_t submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,
                 const SamplingParams& params, int priority, std::optional<double> deadline,
                 int n_keep, int max_unread, bool announce) {
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     RequestOptions options;
     if (deadline) options.deadline = after(*deadline);
     options.n_keep = n_keep;
@@ -52,7 +54,7 @@ uint64_t submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,
 template <typename Function>
 auto within(std::optional<double> budget, Function function) {
     const Clock::time_point deadline = budget ? after(*budget) : Clock::time_point::max();
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     if (budget && *budget < 0.1) return function(deadline, [] {});
     return function(deadline, Engine::Interrupted(SignalCheck()));
 }
@@ -121,43 +123,50 @@ void register_engine(py::module_& m) {
              py::arg("priority") = 0, py::arg("deadline") = std::nullopt, py::arg("n_keep") = -1,
              py::arg("max_unread") = 0, py::arg("announce") = false,
              "deadline: seconds from now. n_keep: -1, or the context slides and keeps so many.")
-        .def("cancel", &Engine::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>())
+        .def("cancel", &Engine::cancel, py::arg("id"), py::arg("complete") = false,
+             py::call_guard<ReleaseGil>(), "complete: the text is, by what the caller knows.")
         .def(
             "wait",
             [](Engine& engine, const std::vector<uint64_t>& ids, bool until_finished) {
-                const py::gil_scoped_release release;
+                const ReleaseGil release;
                 return engine.wait(ids, until_finished, SignalCheck());
             },
             py::arg("ids"), py::arg("until_finished") = false)
         .def(
             "step",
-            [](Engine& engine, std::optional<double> budget) {
-                return within(budget, [&](auto deadline, const Engine::Interrupted& interrupted) {
-                    return engine.step(deadline, interrupted);
-                });
+            // News that was returned would be lost where a signal's handler raises as the call
+            // ends.
+            [](Engine& engine, std::optional<double> budget, py::typing::List<Progress> news) {
+                for (Progress& progress :
+                     within(budget, [&](auto deadline, const Engine::Interrupted& interrupted) {
+                         return engine.step(deadline, interrupted);
+                     })) {
+                    news.append(std::move(progress));
+                }
             },
-            py::arg("budget"), "News of the announced requests, after at most `budget` seconds.")
+            py::arg("budget"), py::arg("news"),
+            "Appends news of the announced requests, after at most `budget` seconds.")
         .def(
             "compute",
             [](Engine& engine, double at_least) {
-                const py::gil_scoped_release release;
+                const ReleaseGil release;
                 return engine.compute(after(at_least), [] {});
             },
             py::arg("at_least"),
             "Ids of the announced requests that have news, after whole passes for so many seconds.")
-        .def("collect", &Engine::collect, py::arg("ids"), py::call_guard<py::gil_scoped_release>())
-        .def("has_work", &Engine::has_work, py::call_guard<py::gil_scoped_release>())
+        .def("collect", &Engine::collect, py::arg("ids"), py::call_guard<ReleaseGil>())
+        .def("has_work", &Engine::has_work, py::call_guard<ReleaseGil>())
         .def("busy", &Engine::busy)
         .def("stats",
              [](Engine& engine) {
                  EngineStats stats;
                  {
-                     const py::gil_scoped_release release;
+                     const ReleaseGil release;
                      stats = engine.stats();
                  }
                  return stats_dict(stats);
              })
-        .def("consistent", &Engine::consistent, py::call_guard<py::gil_scoped_release>(),
+        .def("consistent", &Engine::consistent, py::call_guard<ReleaseGil>(),
              "Whether no block of the cache is lost or held twice.")
         .def_property_readonly("max_length", &Engine::max_length);
 

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "bindings/bindings.h"
+#include "bindings/release_gil.h"
 #include "bindings/signals.h"
 #include "model/checkpoint.h"
 #include "model/fingerprint.h"
@@ -147,7 +148,7 @@ py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
     CpuTransformer transformer = transformer_for(weights, tokens, n, kv_type, n_threads, chunk);
     py::array_t<float> result({n, vocab_size});
     float* out = result.mutable_data();
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     for_each_logits(transformer, tokens, n, [&](size_t i, const float* logits) {
         std::copy_n(logits, vocab_size, out + i * vocab_size);
     });
@@ -163,7 +164,7 @@ py::array_t<float> log_probabilities(const std::shared_ptr<Weights>& weights,
     const int vocab_size = weights->config().vocab_size;
     py::array_t<float> result(static_cast<py::ssize_t>(n));
     float* out = result.mutable_data();
-    const py::gil_scoped_release release;
+    const ReleaseGil release;
     for_each_logits(transformer, tokens, n, [&](size_t i, float* logits) {
         // From the likeliest token's probability, which does not underflow.
         const size_t top = std::max_element(logits, logits + vocab_size) - logits;
@@ -188,7 +189,7 @@ void register_model(py::module_& m) {
         .def_static(
             "from_file",
             [](const std::string& path, const std::string& dtype, int n_threads) {
-                const py::gil_scoped_release release;
+                const ReleaseGil release;
                 const Checkpoint checkpoint = open_checkpoint(path);
                 auto weights = std::make_shared<Weights>(
                     checkpoint.tensors, weight_type(dtype, checkpoint.tensors), n_threads);
@@ -205,7 +206,7 @@ void register_model(py::module_& m) {
             [](const py::dict& config, const py::dict& arrays, const std::string& dtype,
                int n_threads) {
                 const ModelTensors tensors = tensors_from(config, arrays);
-                const py::gil_scoped_release release;
+                const ReleaseGil release;
                 return std::make_shared<Weights>(tensors, weight_type(dtype, tensors), n_threads);
             },
             py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("n_threads"),
@@ -216,7 +217,7 @@ void register_model(py::module_& m) {
                const std::string& dtype, int group_size, bool copy, int n_threads) {
                 const ModelConfig sizes = config_from(config);
                 const WeightType type = weight_type(dtype);
-                const py::gil_scoped_release release;
+                const ReleaseGil release;
                 const auto file = std::make_shared<MappedFile>(path);
                 if (begin > file->size() || size > file->size() - begin) {
                     throw CheckpointError(text(path, ": weights need ", size, " bytes at offset ",
@@ -254,7 +255,7 @@ void register_model(py::module_& m) {
             py::arg("kv_type"))
         .def(
             "fingerprint", [](const Weights& w) { return fingerprint(w); },
-            py::call_guard<py::gil_scoped_release>(), "A 64-bit hash of config and weights.")
+            py::call_guard<ReleaseGil>(), "A 64-bit hash of config and weights.")
         .def("logits", &all_logits, py::arg("tokens"), py::arg("kv_type"), py::arg("n_threads"),
              py::arg("chunk"), "float32 logits (len(tokens), vocab_size).")
         .def("log_probabilities", &log_probabilities, py::arg("tokens"), py::arg("kv_type"),

@@ -27,7 +27,6 @@ Engine::Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_
           std::min<size_t>(backend_->config().max_seq_len,
                            static_cast<size_t>(backend_->n_blocks()) * BlockManager::kTokens)),
       max_waiting_(max_waiting),
-      max_sequences_(max_sequences),
       scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk) {}
 
 uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingParams params,
@@ -52,7 +51,7 @@ uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingPa
     }
     const Lock lock(mutex_);
     const size_t queued = scheduler_.n_waiting() + scheduler_.n_running();
-    if (max_waiting_ >= 0 && queued >= max_sequences_ + static_cast<size_t>(max_waiting_)) {
+    if (max_waiting_ >= 0 && queued >= scheduler_.n_places() + static_cast<size_t>(max_waiting_)) {
         ++stats_.refused;
         throw OverloadedError(text(scheduler_.n_running(), " requests are being computed and ",
                                    scheduler_.n_waiting(), " wait; max_waiting is ", max_waiting_));
@@ -76,13 +75,13 @@ uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingPa
     return sequence->id;
 }
 
-void Engine::cancel(uint64_t id) {
+void Engine::cancel(uint64_t id, bool complete) {
     const Lock lock(mutex_);
     const auto found = requests_.find(id);
     if (found == requests_.end()) return;
     if (found->second->finish == FinishReason::kNone) {
         retire(found->second, FinishReason::kCancelled);
-        ++stats_.cancelled;
+        ++(complete ? stats_.finished : stats_.cancelled);
     }
     requests_.erase(id);
 }
@@ -314,12 +313,11 @@ void Engine::accept(Sequence& s, int32_t token, Clock::time_point now) {
 // Drops tokens until the context holds the rest. What is kept depends on the number of tokens
 // alone, so a text that is continued later slides at the same places.
 void Engine::slide(Sequence& s) const {
-    if (s.options.n_keep < 0) return;
+    if (s.options.n_keep < 0 || s.tokens.size() <= max_length_) return;
     const size_t n_keep = s.options.n_keep;
-    const size_t n_dropped = (max_length_ - n_keep) / 2;
-    while (s.tokens.size() > max_length_) {
-        s.tokens.erase(s.tokens.begin() + n_keep, s.tokens.begin() + n_keep + n_dropped);
-    }
+    const size_t half = (max_length_ - n_keep) / 2, excess = s.tokens.size() - max_length_;
+    const size_t n_dropped = (excess + half - 1) / half * half;  // one half after the other
+    s.tokens.erase(s.tokens.begin() + n_keep, s.tokens.begin() + n_keep + n_dropped);
 }
 
 // Whether any request was overdue.

@@ -57,7 +57,7 @@ class Engine {
 
     // Ends a request at once and frees what it holds; nothing more comes of it. Unknown ids (it
     // may have finished just now) are ignored.
-    void cancel(uint64_t id);
+    void cancel(uint64_t id, bool complete = false);
 
     using Interrupted = std::function<void()>;  // may throw
 
@@ -110,7 +110,6 @@ class Engine {
     std::unique_ptr<Backend> backend_;
     const size_t max_length_;  // of a sequence: the context, or the whole cache where that is less
     const int64_t max_waiting_;
-    const size_t max_sequences_;
 
     std::mutex mutex_;  // guards everything below but the pass itself
     std::condition_variable news_;

@@ -39,6 +39,7 @@ void Scheduler::remove(const std::shared_ptr<Sequence>& sequence) {
     waiting_.remove(sequence);
     running_.remove(sequence);
     free_blocks(*sequence);
+    full_ = false;
 }
 
 void Scheduler::free_blocks(Sequence& sequence) {
@@ -73,6 +74,7 @@ void Scheduler::set_slow_readers_aside() {
 // Starts those who wait, in order, as long as what they have to read fits the free blocks. The
 // first one that does not fit keeps the later ones waiting too: nobody overtakes, nobody starves.
 void Scheduler::admit() {
+    full_ = false;
     for (auto position = waiting_.begin(); position != waiting_.end();) {
         const auto here = position++;
         Sequence& next = **here;
@@ -81,6 +83,7 @@ void Scheduler::admit() {
         const size_t missing = blocks_for(next.tokens.size()) - next.blocks.size();
         if (!make_room_for(next, missing)) {
             free_blocks(next);
+            full_ = true;
             return;
         }
         next.set_aside = false;

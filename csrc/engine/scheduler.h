@@ -43,6 +43,8 @@ class Scheduler {
     size_t n_waiting() const { return waiting_.size(); }
     size_t n_running() const { return running_.size(); }
     size_t n_preempted() const { return n_preempted_; }
+    // How many can be computed at once, as far as is known: fewer where the cache is full.
+    size_t n_places() const { return full_ ? running_.size() : max_sequences_; }
     const BlockManager& blocks() const { return blocks_; }
     // Whether every block is accounted for, held exactly as often as sequences hold it.
     bool consistent() const;
@@ -65,6 +67,7 @@ class Scheduler {
     const size_t prefill_chunk_;
     Queue waiting_, running_;  // both in the order of before()
     size_t n_preempted_ = 0;
+    bool full_ = false;  // somebody waits for whom there was no room
 };
 
 }  // namespace pyllama2c
