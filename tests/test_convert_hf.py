@@ -190,6 +190,8 @@ def test_config_of_transformers_4(tmp_path: Path) -> None:
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"rope_parameters": 7}, "rope_parameters"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling has 'factor' and no rope_type"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "'full_attention'"),
         ({"head_dim": 16}, "head_dim is 16"),
         ({"hidden_size": None}, "hidden_size is missing"),
         ({"hidden_size": "64"}, "dim is '64'"),

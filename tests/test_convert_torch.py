@@ -106,11 +106,12 @@ def test_meta_checkpoint(tmp_path: Path, n_ranks: int, split_rows: bool) -> None
         np.testing.assert_array_equal(again.tensors[name], bits)
 
 
-def test_meta_with_scaled_rope_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("setting", [{"use_scaled_rope": True}, {"rope_scaling_factor": 8.0}])
+def test_meta_with_scaled_rope_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
     write_meta(tmp_path, checkpoint_of(CONFIGS["untied"]), 1, True)
-    params = json.loads((tmp_path / "params.json").read_text()) | {"use_scaled_rope": True}
+    params = json.loads((tmp_path / "params.json").read_text()) | setting
     (tmp_path / "params.json").write_text(json.dumps(params))
-    with pytest.raises(CheckpointError, match="use_scaled_rope"):
+    with pytest.raises(CheckpointError, match=next(iter(setting))):
         open_any(tmp_path)
 
 

@@ -43,6 +43,8 @@ _OTHER_NAMES = {
     "output.weight": "lm_head.weight",
 }
 
+_PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+
 
 def hf_name(name: str) -> str:
     """Hugging Face's name of a tensor."""
@@ -236,9 +238,15 @@ def _rope_theta(path: Path, hf: dict[str, Any]) -> Any:
             continue
         if not isinstance(rope, dict):
             raise CheckpointError(f"{path}: {key} is {rope!r}, expected an object")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind != "default":
+        kind = rope.get("rope_type") or rope.get("type")
+        if kind not in (None, "default"):
             raise CheckpointError(f"{path}: the rope scaling {kind!r} is not supported")
+        # Without a type, anything but the plain settings is a scaling of some other spelling.
+        if kind is None and (unknown := set(rope) - _PLAIN_ROPE):
+            raise CheckpointError(
+                f"{path}: {key} has {min(unknown)!r} and no rope_type, "
+                "only {'rope_type': 'default'} is supported"
+            )
         theta = theta if rope.get("rope_theta") is None else rope["rope_theta"]
         _refuse_partial_rotary(path, rope)
     _refuse_partial_rotary(path, hf)

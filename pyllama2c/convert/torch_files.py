@@ -55,6 +55,11 @@ def load_meta(directory: Path) -> Checkpoint:
     params = read_json(directory / "params.json")
     if params.get("use_scaled_rope"):
         raise CheckpointError(f"{directory}: use_scaled_rope is set, scaled rope is not supported")
+    if params.get("rope_scaling_factor") not in (None, 1):
+        raise CheckpointError(
+            f"{directory}: rope_scaling_factor is {params['rope_scaling_factor']!r}, "
+            "only 1 is supported"
+        )
     ranks = [_load(path) for path in sorted(directory.glob("consolidated.*.pth"))]
     names = ranks[0].keys()
     if any(rank.keys() != names for rank in ranks):
