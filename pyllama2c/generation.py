@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pyllama2c.sampling import SamplingParams
     from pyllama2c.tokenizer import Tokenizer
 
-# llama2.c's special tokens, for models that come without a tokenizer.
+# llama2.c's special tokens, for models that come without a tokenizer and do not name theirs.
 DEFAULT_BOS_ID = 1
 DEFAULT_EOS_ID = 2
 
@@ -35,6 +35,7 @@ class Generation:
         params: how to sample.
         tokenizer: for the text; None works with ids alone.
         vocab_size: of the model.
+        eos_ids: what ends a text by the model's own words, beside what the tokenizer says.
         written: tokens that were generated before, in another process perhaps; their text is not
             handed out again, but it is part of the completion.
         rng_state: where the random stream stands after them. Default: at the seed.
@@ -51,6 +52,7 @@ class Generation:
         tokenizer: Tokenizer | None,
         vocab_size: int,
         *,
+        eos_ids: Sequence[int] = (),
         written: Sequence[int] = (),
         rng_state: int | None = None,
         on_deadline: Callable[[str], str] | None = None,
@@ -58,7 +60,7 @@ class Generation:
         self.prompt_ids = list(prompt_ids)
         self.params = params
         self.seed = _fresh_seed() if params.seed is None else params.seed
-        self.core_params = _core_params(params, tokenizer, vocab_size)
+        self.core_params = _core_params(params, tokenizer, vocab_size, eos_ids)
         self.core_params.rng_state = self.seed if rng_state is None else rng_state
         if params.stop and tokenizer is None:
             raise ArgumentError(f"stop is {params.stop!r}, but the model has no tokenizer")
@@ -194,16 +196,18 @@ def _fresh_seed() -> int:
 
 
 def _core_params(
-    params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int
+    params: SamplingParams, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Sequence[int]
 ) -> _core.SamplingParams:
     stop_ids = set(params.stop_token_ids)
     for name, ids in (("stop_token_ids", stop_ids), ("logit_bias", set(params.logit_bias or ()))):
         if ids and max(ids) >= vocab_size:
             raise ArgumentError(f"{name} names token {max(ids)}, expected 0 to {vocab_size - 1}")
     if not params.ignore_eos:
-        stop_ids |= (
-            {tokenizer.bos_id, tokenizer.eos_id} if tokenizer else {DEFAULT_BOS_ID, DEFAULT_EOS_ID}
-        )
+        stop_ids.update(eos_ids)
+        if tokenizer is not None:
+            stop_ids |= {tokenizer.bos_id, tokenizer.eos_id}
+        elif not eos_ids:
+            stop_ids |= {DEFAULT_BOS_ID, DEFAULT_EOS_ID}
     core = _core.SamplingParams()
     core.temperature = params.temperature
     core.top_k = params.top_k

@@ -22,6 +22,9 @@ class Loaded(NamedTuple):
     stored_dtype: str
     tokenizer: bytes | None = None
     """A serialized SentencePiece model."""
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
+    """The special tokens, if the file says them."""
 
 
 def is_safetensors(path: Path) -> bool:
@@ -53,7 +56,13 @@ def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
         from pyllama2c.checkpoint import open_checkpoint
 
         checkpoint = open_checkpoint(path)
-        return Loaded(pack(checkpoint, dtype, n_threads), checkpoint.kind, checkpoint.dtype)
+        return Loaded(
+            pack(checkpoint, dtype, n_threads),
+            checkpoint.kind,
+            checkpoint.dtype,
+            bos_id=checkpoint.bos_id,
+            eos_ids=checkpoint.eos_ids,
+        )
     weights, about = _core.Weights.from_file(os.fspath(path), dtype, n_threads)
     stored = f"int8 (groups of {about['group_size']})" if about["group_size"] else "float32"
     return Loaded(weights, f"llama2.c v{about['version']}", stored)

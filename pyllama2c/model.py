@@ -108,6 +108,8 @@ class Model:
         loaded = load_weights(self.path, dtype, mmap, self._n_threads)
         self._open_weights = loaded.weights
         self._format = {"format": loaded.format, "stored_dtype": loaded.stored_dtype}
+        self._bos_id = DEFAULT_BOS_ID if loaded.bos_id is None else loaded.bos_id
+        self._eos_ids = loaded.eos_ids
         self.config = ModelConfig(**self._weights.config)
         """The model's sizes."""
         self.tokenizer = self._load_tokenizer(tokenizer, loaded.tokenizer)
@@ -330,14 +332,20 @@ class Model:
                 return self.tokenizer.encode(prompt, bos=False)
             return self.tokenizer.encode_continuation(prompt)
         if prompt == "":
-            return [DEFAULT_BOS_ID] if after is None else []
+            return [self._bos_id] if after is None else []
         raise TokenizerError(
             f"no tokenizer was found next to {self.path}: pass Model(..., tokenizer=...) "
             "or a prompt of token ids"
         )
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> Generation:
-        return Generation(self._encode(prompt), params, self.tokenizer, self.config.vocab_size)
+        return Generation(
+            self._encode(prompt),
+            params,
+            self.tokenizer,
+            self.config.vocab_size,
+            eos_ids=self._eos_ids,
+        )
 
     def _run(self, requests: list[Generation]) -> list[Completion]:
         engine = self._open_engine()

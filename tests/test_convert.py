@@ -183,6 +183,19 @@ def test_hugging_face_files_are_kept(source: Path, tmp_path: Path) -> None:
         assert (tmp_path / "half" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
 
 
+def test_the_special_tokens_of_the_source_are_kept(source: Path, tmp_path: Path) -> None:
+    convert(source, tmp_path / "hf")
+    path = tmp_path / "hf" / "config.json"
+    ids = {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 0}
+    path.write_text(json.dumps(json.loads(path.read_text()) | ids))
+    convert(tmp_path / "hf", tmp_path / "half", dtype="float16")
+    (tmp_path / "half" / "generation_config.json").unlink()
+    assert ids.items() <= json.loads((tmp_path / "half" / "config.json").read_text()).items()
+    with Model(tmp_path / "half") as model:  # which has a tokenizer, too
+        ends = [model.generate("", logit_bias={i: 1e6}, max_tokens=1) for i in (1, 2, 5, 6)]
+    assert [end.finish_reason for end in ends] == ["stop"] * 3 + ["length"]
+
+
 def test_existing_files_are_left_alone(source: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.bin"
     target.write_bytes(b"mine")

@@ -163,6 +163,28 @@ def test_the_library_loads_a_directory(tmp_path: Path) -> None:
         assert np.abs(model.logits(IDS) - expected).max() < 1e-4
 
 
+def test_the_special_tokens_of_a_directory(tmp_path: Path) -> None:
+    from pyllama2c import Model
+
+    directory = edit(write(tmp_path, CONFIGS["untied"]), bos_token_id=7, eos_token_id=[61, 62])
+
+    def reason(model: Model, token: int) -> str:
+        return model.generate("", logit_bias={token: 1e6}, max_tokens=2).finish_reason
+
+    (tmp_path / "generation_config.json").write_text("{}")
+    with Model(directory) as model:
+        assert model._encode("") == [7]
+        assert [reason(model, token) for token in (1, 2, 61, 62)] == ["length"] * 2 + ["stop"] * 2
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    with Model(directory) as model:
+        assert [reason(model, token) for token in (5, 61)] == ["stop", "length"]
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
+    with pytest.raises(
+        CheckpointError, match=r"generation_config.json: eos_token_id is \['</s>'\]"
+    ):
+        load_hf(directory)
+
+
 def test_config_of_transformers_4(tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIGS["grouped-query"], rope_theta=500000.0)
     directory = edit(write(tmp_path, config), rope_parameters=None, rope_scaling=None)

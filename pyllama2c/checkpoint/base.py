@@ -28,6 +28,8 @@ class Checkpoint:
         kind: what it was read from, in words: ``llama2.c v1``, ``Hugging Face``, ...
         dtype: how the weights are stored: ``float32``, ``float16``, ``bfloat16`` or ``int8``.
         path: the file or directory.
+        bos_id: the token that begins a text, if the file says it.
+        eos_ids: the tokens that end one, if the file says it.
     """
 
     config: ModelConfig
@@ -35,6 +37,8 @@ class Checkpoint:
     kind: str
     dtype: str
     path: Path
+    bos_id: int | None = None
+    eos_ids: tuple[int, ...] = ()
 
 
 class LazyTensors(Mapping[str, Array]):

@@ -121,7 +121,30 @@ def from_hf_tensors(
     check_shapes(directory, {hf_name(name): shape for name, shape in expected.items()}, found)
     readers = {name: partial(_read, read, name, config) for name in expected}
     dtype = dtypes.pop() if len(dtypes) == 1 else "float32"  # mixed: what holds them all
-    return Checkpoint(config, LazyTensors(readers), "Hugging Face", dtype, directory)
+    bos_ids, eos_ids = (_special_ids(directory, f"{name}_token_id") for name in ("bos", "eos"))
+    return Checkpoint(
+        config,
+        LazyTensors(readers),
+        "Hugging Face",
+        dtype,
+        directory,
+        bos_ids[0] if bos_ids else None,
+        eos_ids,
+    )
+
+
+def _special_ids(directory: Path, key: str) -> tuple[int, ...]:
+    """What a directory says of a special token: one id, a list of them, or nothing."""
+    for name in ("generation_config.json", "config.json"):  # transformers asks the first first
+        path = directory / name
+        ids = read_json(path).get(key) if path.exists() else None
+        if ids is None:
+            continue
+        ids = ids if isinstance(ids, list) else [ids]
+        if not all(type(token_id) is int and 0 <= token_id < 2**31 for token_id in ids):
+            raise CheckpointError(f"{path}: {key} is {ids!r:.80}, expected token ids")
+        return tuple(ids)
+    return ()
 
 
 def _read(read: Callable[[str], Array], name: str, config: ModelConfig) -> Array:

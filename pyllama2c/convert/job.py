@@ -186,13 +186,14 @@ def _sentencepiece(tokenizer: Tokenizer) -> SentencePieceModel:
 
 
 def _special_ids(checkpoint: Checkpoint, tokenizer: SentencePieceModel | None) -> Mapping[str, Any]:
-    """``bos_token_id`` and its like: of the tokenizer, else as the source has them."""
-    if tokenizer is not None:
-        return tokenizer.special_ids
+    """``bos_token_id`` and its like: as the source has them, else of the tokenizer."""
+    ids = {} if tokenizer is None else tokenizer.special_ids
     if checkpoint.kind == "Hugging Face":
         hf = read_json(checkpoint.path / "config.json")
         keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-        return {key: hf[key] for key in keys if hf.get(key) is not None}
+        return {**ids, **{key: hf[key] for key in keys if hf.get(key) is not None}}
+    if tokenizer is not None:
+        return ids
     # Fixed in llama2.c and in Llama 2.
     return {"bos_token_id": 1, "eos_token_id": 2} if checkpoint.config.vocab_size > 2 else {}
 
