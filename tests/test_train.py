@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,13 @@ from training import MODEL, curve, make_data, make_run
 
 from pyllama2c import Model
 from pyllama2c.data.tokens import TokenInfo, note_path
-from pyllama2c.errors import ArgumentError, CheckpointError, DataError, Pyllama2cError
+from pyllama2c.errors import (
+    ArgumentError,
+    CheckpointError,
+    DataError,
+    MissingExtraError,
+    Pyllama2cError,
+)
 from pyllama2c.train.config import DataConfig, RunConfig, load_config
 
 torch = pytest.importorskip("torch", reason="training needs torch")
@@ -233,6 +240,73 @@ def test_where_compiling_fails_it_says_so_and_goes_on(
 def test_a_loss_that_is_no_number_ends_the_run(data: DataConfig, tmp_path: Path) -> None:
     with pytest.raises(Pyllama2cError, match=r"the loss is nan at step \d+; a lower learning_rate"):
         train(make_run(data, learning_rate=1e30, grad_clip=0, max_steps=40), tmp_path)
+
+
+def test_no_number_gets_into_a_checkpoint(data: DataConfig, tmp_path: Path) -> None:
+    from pyllama2c.train import trainer
+
+    step = trainer.Trainer.take_step
+
+    def broken(self: Any) -> Any:
+        loss, length = step(self)
+        return loss, length * float("nan")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.Trainer, "take_step", broken)
+        with pytest.raises(Pyllama2cError, match="the gradient's length is nan at step 2"):
+            train(make_run(data, log_interval=100, checkpoint_interval=2), tmp_path / "run")
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_resuming_takes_the_settings_of_now(whole: tuple[RunConfig, Path], tmp_path: Path) -> None:
+    from pyllama2c.train.device import open_device
+    from pyllama2c.train.trainer import Trainer
+
+    config, out = whole
+    settings = dataclasses.replace(config.train, weight_decay=0.25, beta1=0.5)
+    config = dataclasses.replace(config, train=settings)
+    groups = Trainer(config, out, open_device(settings), False).optimizer.param_groups
+    assert [group["weight_decay"] for group in groups] == [0.25, 0.0]
+    assert [group["betas"] for group in groups] == [(0.5, 0.95)] * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"", "SafetensorError"),
+        ("model.json", b"[]", "TypeError"),
+        ("model.json", b'{"config": null}', "TypeError"),
+        ("trainer.pt", {}, "optimizer"),
+        ("trainer.pt", [], "TypeError"),
+        ("trainer.pt", Path("an object"), "Unpickling"),
+        ("tokenizer.model", b"other", "another tokenizer"),
+    ],
+)
+def test_damaged_state(
+    whole: tuple[RunConfig, Path], tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    shutil.copytree(whole[1], tmp_path / "run", symlinks=True)
+    path = tmp_path / "run" / "last" / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(CheckpointError, match=message):
+        train(whole[0], tmp_path / "run", resume=True)
+
+
+def test_metrics_are_read_up_to_the_first_bad_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step"\xff\n{"step": 3}\n')
+    assert read_metrics(path) == [{"step": 1}]
+
+
+def test_without_matplotlib_nothing_is_trained(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyllama2c.train.metrics.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="matplotlib"):
+        train(make_run(data), tmp_path)
 
 
 def test_what_is_refused(whole: tuple[RunConfig, Path], tmp_path: Path) -> None:

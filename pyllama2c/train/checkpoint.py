@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyllama2c.config import ModelConfig
 from pyllama2c.data.files import fsync_directory
+from pyllama2c.data.tokens import sha256
 from pyllama2c.errors import CheckpointError
 
 FORMAT = "pyllama2c-training"
@@ -82,19 +85,28 @@ def save_checkpoint(
     return run / name
 
 
-def load_checkpoint(path: Path, config: ModelConfig) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(
+    path: Path, config: ModelConfig, tokenizer: Path
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights and the trainer's state of a checkpoint directory.
 
     Raises:
-        CheckpointError: it is not complete, or of a model of other sizes than ``config``.
+        CheckpointError: it is damaged, of a model of other sizes than ``config``, or was trained
+            with another tokenizer than ``tokenizer``.
     """
     try:
         model = json.loads((path / "model.json").read_text(encoding="utf-8"))
         weights = load_file(path / "model.safetensors")
         trainer = torch.load(path / "trainer.pt", map_location="cpu", weights_only=True)
-        stored = model["config"]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a training checkpoint ({error})") from error
+        stored = dict(model["config"])
+        same_tokenizer = sha256(path / "tokenizer.model") == sha256(tokenizer)
+    except (
+        *(OSError, EOFError, ValueError, LookupError, TypeError, RuntimeError),
+        *(SafetensorError, pickle.UnpicklingError),
+    ) as error:
+        raise CheckpointError(f"{path}: not a training checkpoint ({error!r:.200})") from error
+    if not same_tokenizer:
+        raise CheckpointError(f"{path}: was trained with another tokenizer than {tokenizer}")
     for key, wanted in asdict(config).items():
         if stored.get(key) != wanted:
             raise CheckpointError(

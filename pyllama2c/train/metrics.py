@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pyllama2c.data.files import atomic_write
+from pyllama2c.errors import MissingExtraError
 
 
 class Metrics:
@@ -19,9 +21,17 @@ class Metrics:
         run: the directory of the run.
         step: the step the run goes on from; what is recorded of later ones is cut off, since
             they will be taken again.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
     """
 
     def __init__(self, run: Path, step: int) -> None:
+        # Said now and not when the first hours of training have passed.
+        if find_spec("matplotlib") is None:
+            raise MissingExtraError(
+                'drawing the losses needs matplotlib: pip install "pyllama2c[train]"'
+            )
         self.path = run / "metrics.jsonl"
         kept = [record for record in read_metrics(self.path) if record["step"] <= step]
         with atomic_write(self.path) as file:
@@ -49,11 +59,19 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read a metrics file; a last line that a kill has cut is left out."""
+    """Read a metrics file up to the first line that a kill has cut or a disk has garbled."""
+    records: list[dict[str, Any]] = []
     if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+        return records
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            break
+        if not isinstance(record, dict) or type(record.get("step")) is not int:
+            break
+        records.append(record)
+    return records
 
 
 def plot_loss(records: list[dict[str, Any]], path: Path) -> None:

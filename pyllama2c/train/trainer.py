@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pyllama2c.data.files import atomic_write
-from pyllama2c.errors import ArgumentError, Pyllama2cError
+from pyllama2c.errors import ArgumentError, CheckpointError, Pyllama2cError
 from pyllama2c.train.batches import IGNORED, open_windows
 from pyllama2c.train.checkpoint import load_checkpoint, save_checkpoint
 from pyllama2c.train.config import RunConfig, TrainConfig
@@ -104,13 +104,23 @@ class Trainer:
     # ---- state ---------------------------------------------------------------------------
 
     def load(self, path: Path) -> None:
-        weights, state = load_checkpoint(path, self.config.model)
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        self.val_loss = state["val_loss"]
-        self.best_val_loss = state["best_val_loss"]
+        weights, state = load_checkpoint(path, self.config.model, Path(self.config.data.tokenizer))
+        # The optimizer's state brings the settings of the run so far; those of this one count.
+        settings = [
+            {key: group[key] for key in ("betas", "weight_decay")}
+            for group in self.optimizer.param_groups
+        ]
+        try:
+            self.model.load_state_dict(weights)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+            self.step = state["step"]
+            self.val_loss = state["val_loss"]
+            self.best_val_loss = state["best_val_loss"]
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: not a training checkpoint ({error!r:.200})") from error
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
 
     def save(self, *, best: bool) -> None:
         if not self.device.is_main:
@@ -238,8 +248,17 @@ class Trainer:
                 loss, length = self.take_step()
                 bar.update()
                 done = self.step == settings.max_steps
-                if self.step % settings.log_interval == 0 or done:
-                    mean = self.device.mean(loss)  # also waits for the device
+                logged = self.step % settings.log_interval == 0 or done
+                evaluated = self.step % settings.eval_interval == 0 or done
+                every = settings.checkpoint_interval
+                saved = evaluated or (every and self.step % every == 0)
+                if not logged and not saved:
+                    continue
+                mean = self.device.mean(loss)  # also waits for the device
+                self.check("loss", mean)
+                if not self.scaler.is_enabled():  # which skips a step of endless gradients
+                    self.check("gradient's length", self.device.mean(length))
+                if logged:
                     steps_per_s = (self.step - clock_step) / (time.perf_counter() - clock)
                     self.log(
                         metrics,
@@ -251,11 +270,9 @@ class Trainer:
                         mfu=round(steps_per_s * flops_per_step / peak, 4),
                     )
                     clock, clock_step = time.perf_counter(), self.step
-                evaluated = self.step % settings.eval_interval == 0 or done
-                every = settings.checkpoint_interval
                 if evaluated:
                     self.look(metrics, partial(bar.write, file=sys.stderr))
-                elif every and self.step % every == 0:
+                elif saved:
                     self.save(best=False)
                 else:
                     continue
@@ -272,13 +289,16 @@ class Trainer:
             file.write(self.config.to_toml())
         return Metrics(self.out, self.step)
 
-    def log(self, metrics: Metrics | None, bar: Any, **values: float) -> None:
+    def check(self, name: str, value: float) -> None:
+        """End the run before a number that is none gets into a checkpoint."""
         # All processes see the same mean, so all stop together.
-        if not math.isfinite(values["loss"]):
+        if not math.isfinite(value):
             raise Pyllama2cError(
-                f"the loss is {values['loss']} at step {self.step}; a lower learning_rate or "
+                f"the {name} is {value} at step {self.step}; a lower learning_rate or "
                 "another dtype may help"
             )
+
+    def log(self, metrics: Metrics | None, bar: Any, **values: float) -> None:
         if metrics:
             metrics.write(self.step, **values)
             bar.set_postfix_str(
@@ -287,20 +307,22 @@ class Trainer:
             )
 
     def look(self, metrics: Metrics | None, show: Callable[[str], None]) -> None:
-        """Evaluate, sample a text, save."""
+        """Evaluate, sample a text, save, draw."""
         self.val_loss = self.evaluate()
+        self.check("validation loss", self.val_loss)
         best = self.val_loss < self.best_val_loss
         self.best_val_loss = min(self.val_loss, self.best_val_loss)
         if metrics:
             per_character = self.val_loss * self.tokens_per_character
             metrics.write(self.step, val_loss=self.val_loss, val_loss_per_character=per_character)
-            metrics.plot()
             text = self.sample()
             with (self.out / "samples.txt").open("a", encoding="utf-8") as file:
                 file.write(f"step {self.step}, validation loss {self.val_loss:.4f}\n{text}\n\n")
             if self.progress:
                 show(f"step {self.step}, validation loss {self.val_loss:.4f}\n{text}\n")
         self.save(best=best)
+        if metrics:
+            metrics.plot()
 
     def sample(self) -> str:
         limit = self.settings.sample_tokens
