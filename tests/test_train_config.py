@@ -94,10 +94,13 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
         ("[modle]\n", r"unknown 'modle', expected \[model\], \[data\], \[train\]"),
         ("[model]\ndim = 8\n", r"\[model\]: hidden_dim, .* missing"),
         ("[model]\ndepth = 8\n", r"\[model\]: unknown key 'depth'"),
+        ("model = 3\n", r"model is 3, expected one table \[model\]"),
+        ("[[model]]\n", r"expected one table \[model\]"),
+        ("# \xe9\n", "not UTF-8"),
     ],
 )
 def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
-    (tmp_path / "c.toml").write_text(content)
+    (tmp_path / "c.toml").write_text(content, encoding="latin-1")
     with pytest.raises(ArgumentError, match=message):
         load_config(tmp_path / "c.toml")
 

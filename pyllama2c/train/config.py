@@ -156,10 +156,16 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         raise ArgumentError(
             f"config is {str(source)!r}, expected a TOML file or one of {', '.join(config_names())}"
         )
-    tables = _parse_toml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        tables = _parse_toml(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{path}: not UTF-8 ({error})") from None
     unknown = sorted(set(tables) - {"model", "data", "train"})
     if unknown:
         raise ArgumentError(f"{path}: unknown {unknown[0]!r}, expected [model], [data], [train]")
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ArgumentError(f"{path}: {name} is {table!r:.80}, expected one table [{name}]")
     kinds = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
     for override in overrides:
         _override(tables, kinds, override)

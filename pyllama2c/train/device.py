@@ -83,7 +83,7 @@ def open_device(config: TrainConfig) -> Device:
         name = f"cuda:{_env('LOCAL_RANK', 0)}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"device is {config.device!r}, but: {reason}") from None
