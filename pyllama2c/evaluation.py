@@ -61,9 +61,7 @@ def evaluate(model: Model, stories: Iterable[str]) -> Evaluation:
         ArgumentError: there is nothing to predict in the stories.
     """
     if model.tokenizer is None:
-        raise TokenizerError(
-            f"no tokenizer was found next to {model.path}: pass Model(..., tokenizer=...)"
-        )
+        raise TokenizerError(f"{model._no_tokenizer}: pass Model(..., tokenizer=...)")
     n_stories = n_tokens = n_characters = 0
     nats = 0.0
     for story in stories:

@@ -32,6 +32,7 @@ from pyllama2c.loading import load_weights
 from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.sampling import SamplingParams
 from pyllama2c.tokenizer import Tokenizer, find_tokenizer
+from pyllama2c.tokenizer.tokenizer import UnsupportedTokenizerError
 
 if TYPE_CHECKING:
     from pyllama2c.engine import Engine
@@ -60,7 +61,7 @@ class Model:
             tells Chinese fairy tales.
         tokenizer: a `Tokenizer`, or the path of a ``.model``, ``.bin`` or ``.json`` file. Default:
             the one in a packed file, or next to the model (``tokenizer.model``, ``tokenizer.bin``,
-            ``tok*``); without any, the model still works with token ids.
+            ``tok*``); without any that can be read, the model still works with token ids.
         dtype: how to keep the weights: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``;
             ``"auto"`` keeps what the file stores (float16 becomes float32, which holds it exactly).
             Packed files leave no choice.
@@ -112,6 +113,7 @@ class Model:
         self._eos_ids = loaded.eos_ids
         self.config = ModelConfig(**self._weights.config)
         """The model's sizes."""
+        self._no_tokenizer = f"no tokenizer was found next to {self.path}"
         self.tokenizer = self._load_tokenizer(tokenizer, loaded.tokenizer)
         """Text to ids and back; None if there is none next to the model."""
         self._make_engine: Callable[[], _core.Engine] | None = partial(
@@ -132,7 +134,11 @@ class Model:
     ) -> Tokenizer | None:
         if tokenizer is None:
             if stored is None:
-                return find_tokenizer(self.path, self.config.vocab_size)
+                try:
+                    return find_tokenizer(self.path, self.config.vocab_size)
+                except UnsupportedTokenizerError as error:
+                    self._no_tokenizer = str(error)  # token ids still work
+                    return None
             tokenizer = Tokenizer(stored, path=self.path)
         if not isinstance(tokenizer, Tokenizer):
             tokenizer = Tokenizer.load(tokenizer)
@@ -334,8 +340,7 @@ class Model:
         if prompt == "":
             return [self._bos_id] if after is None else []
         raise TokenizerError(
-            f"no tokenizer was found next to {self.path}: pass Model(..., tokenizer=...) "
-            "or a prompt of token ids"
+            f"{self._no_tokenizer}: pass Model(..., tokenizer=...) or a prompt of token ids"
         )
 
     def _prepare(self, prompt: Prompt, params: SamplingParams) -> Generation:

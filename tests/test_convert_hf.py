@@ -18,7 +18,7 @@ from pyllama2c.checkpoint.safetensors_file import SafetensorsFile, write_safeten
 from pyllama2c.config import ModelConfig
 from pyllama2c.convert import convert
 from pyllama2c.convert.huggingface import write_hf
-from pyllama2c.errors import ArgumentError, CheckpointError
+from pyllama2c.errors import ArgumentError, CheckpointError, TokenizerError
 
 IDS = [1, 5, 3, 90, 17, 5, 2]
 
@@ -183,6 +183,18 @@ def test_the_special_tokens_of_a_directory(tmp_path: Path) -> None:
         CheckpointError, match=r"generation_config.json: eos_token_id is \['</s>'\]"
     ):
         load_hf(directory)
+
+
+def test_a_byte_level_tokenizer_leaves_token_ids(tmp_path: Path) -> None:
+    from pyllama2c import Model
+
+    content = {"model": {"type": "BPE"}, "decoder": {"type": "ByteLevel"}}
+    write(tmp_path, CONFIGS["untied"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with Model(tmp_path) as model:
+        assert model.generate([1, 5], max_tokens=1, ignore_eos=True).token_ids
+        with pytest.raises(TokenizerError, match=r"byte-level BPE .* is not supported: pass"):
+            model.generate("Once")
 
 
 def test_config_of_transformers_4(tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ MAX_FILE_SIZE = 256 << 20  # far beyond any vocabulary; a file larger than this 
 _SPACE = "\u2581"  # ▁, SentencePiece's visible space
 
 
+class UnsupportedTokenizerError(TokenizerError):
+    """The file is in order, but no SentencePiece model can do what it asks for."""
+
+
 class Tokenizer:
     """A SentencePiece vocabulary, from a `.model`, a llama2.c `.bin` or a `tokenizer.json` file.
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from pyllama2c.errors import TokenizerError
 from pyllama2c.tokenizer import model_proto as proto
+from pyllama2c.tokenizer.tokenizer import UnsupportedTokenizerError
 
 _SPACE = "\u2581"
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
@@ -34,7 +35,7 @@ def to_model_proto(data: bytes, name: str, settings: bytes = b"{}") -> bytes:
         content, config = json.loads(data), json.loads(settings)
         return _translate(content, config)
     except TokenizerError as error:
-        raise TokenizerError(f"{name}: {error}") from None
+        raise UnsupportedTokenizerError(f"{name}: {error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TokenizerError(
             f"{name}: not a tokenizer.json: {type(error).__name__}: {error}"
