@@ -112,6 +112,9 @@ def test_training_checkpoints(tmp_path: Path, model: Checkpoint, tokenizer_model
         convert(directory, tmp_path / "hf", force=True)
         check_same_text(tmp_path / "hf", model)
     assert set(TOKENIZER_FILES) <= set(listing(tmp_path / "hf"))
+    # Killed before the first evaluation.
+    (run / "best").rename(run / "last")
+    check_same_text(run, model)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pyllama2c.checkpoint.base import Checkpoint, tensor_shapes
 from pyllama2c.checkpoint.dtypes import cast, to_float32
 from pyllama2c.checkpoint.huggingface import load_hf
 from pyllama2c.checkpoint.llama2c import load_llama2c
-from pyllama2c.checkpoint.training import load_training
+from pyllama2c.checkpoint.training import load_training, step_directory
 from pyllama2c.errors import CheckpointError
 from pyllama2c.loading import is_safetensors
 
@@ -47,7 +47,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no such file or directory")
     if (path / "config.json").exists():
         return load_hf(path)
-    if (path / "model.json").exists() or (path / "best" / "model.json").exists():
+    if (step_directory(path) / "model.json").exists():
         return load_training(path)
     raise CheckpointError(
         f"{path}: neither config.json (Hugging Face) nor model.json (training) is in this directory"

@@ -14,17 +14,25 @@ from pyllama2c.errors import ArgumentError, CheckpointError
 FORMAT = "pyllama2c-training"
 
 
+def step_directory(directory: Path) -> Path:
+    """One step's directory as it is; of a whole run the best one, or else the last."""
+    for place in (directory, directory / "best", directory / "last"):
+        if (place / "model.json").exists():
+            return place
+    return directory
+
+
 def load_training(directory: Path) -> Checkpoint:
     """Open a checkpoint that ``pyllama2c train`` wrote.
 
     Args:
-        directory: one step's directory, or the whole run's, of which ``best`` is taken.
+        directory: one step's directory, or the whole run's, of which ``best`` is taken, or
+            ``last`` before the first evaluation.
 
     Raises:
         CheckpointError: a file is missing, of another format, or its tensors do not fit its sizes.
     """
-    if not (directory / "model.json").exists() and (directory / "best").is_dir():
-        directory = directory / "best"
+    directory = step_directory(directory)
     path = directory / "model.json"
     content = read_json(path)
     if content.get("format") != FORMAT or content.get("version") != 1:

@@ -23,7 +23,8 @@ def find_tokenizer(
     folder = path if path.is_dir() else path.parent
     names = ["tokenizer.model", "tokenizer.bin", "tokenizer.json"]
     if path.is_dir():
-        names.append("best/tokenizer.model")  # of a whole run of `pyllama2c train`
+        # Of a whole run of `pyllama2c train`.
+        names += ["best/tokenizer.model", "last/tokenizer.model"]
     candidates = [folder / name for name in names]
     candidates += sorted(folder.glob("tok*.model")) + sorted(folder.glob("tok*.bin"))
     first_error: TokenizerError | None = None
