@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -215,6 +216,13 @@ def test_existing_files_are_left_alone(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tokenizer.bin").read_bytes() == b"mine"
 
 
+def test_a_device_is_not_replaced(source: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ArgumentError, match="fifo is no regular file"):
+        convert(source, tmp_path / "fifo", to="v1", force=True)
+    assert (tmp_path / "fifo").is_fifo()
+
+
 def test_converting_in_place(source: Path, tmp_path: Path, model: Checkpoint) -> None:
     convert(source, source, to="v1", force=True)
     assert open_checkpoint(source).kind == "llama2.c v1"
@@ -252,6 +260,9 @@ def test_nothing_is_left_after_a_failure(
         ("out", {"dtype": "int3"}, "dtype is 'int3'"),
         (".", {"to": "v1"}, "is a directory"),
         ("source/model.bin", {"to": "hf"}, "is a file"),
+        ("source/model.bin/out", {}, r"destination is .*, but .*model\.bin is no directory"),
+        ("model.bin", {"to": "v2", "group_size": "64"}, "group_size is '64'"),
+        ("model.bin", {"to": "v1", "group_size": 6.5}, r"group_size is 6\.5"),
     ],
 )
 def test_arguments_that_do_not_go_together(

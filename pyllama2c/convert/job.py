@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -99,6 +100,8 @@ def convert(
     source, destination = Path(source), Path(destination)
     to = _target(destination, to, dtype)
     _check_target(destination, to, dtype, force)
+    if type(group_size) is not int or group_size < 1:
+        raise ArgumentError(f"group_size is {group_size!r}, expected a whole number from 1 on")
     checkpoint = open_any(source)
     sentencepiece, missing = _find_tokenizer(checkpoint, tokenizer)
     result = Conversion(checkpoint, destination, TARGETS[to], "float32")
@@ -150,8 +153,13 @@ def _check_target(destination: Path, to: str, dtype: str | None, force: bool) ->
     if to != "hf":
         if destination.is_dir():
             raise ArgumentError(f"{destination} is a directory; {TARGETS[to]} is one file")
-    elif destination.exists() and not destination.is_dir():
+        if destination.exists() and not destination.is_file():
+            raise ArgumentError(f"{destination} is no regular file, which --force could replace")
+    elif os.path.lexists(destination) and not destination.is_dir():
         raise ArgumentError(f"{destination} is a file; {TARGETS[to]} is a directory")
+    for folder in destination.parents:
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise ArgumentError(f"destination is {destination}, but {folder} is no directory")
     in_the_way = destination / "model.safetensors" if to == "hf" else destination
     if in_the_way.exists() and not force:
         raise ArgumentError(f"{in_the_way} exists; use --force to replace it")
