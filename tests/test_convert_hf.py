@@ -228,12 +228,14 @@ def test_config_of_transformers_4(tmp_path: Path) -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "linear"}}}, "'full_attention'"),
         ({"head_dim": 16}, "head_dim is 16"),
         ({"hidden_size": None}, "hidden_size is missing"),
-        ({"hidden_size": "64"}, "dim is '64'"),
-        ({"num_key_value_heads": 3}, "n_kv_heads is 3"),
+        ({"hidden_size": "64"}, "hidden_size is '64'"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3.* of num_attention_heads"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1, expected"),
         ({"num_key_value_heads": 8}, r"k_proj.weight has the shape \(32, 64\)"),
         ({"vocab_size": 97}, "embed_tokens"),
         ({"num_hidden_layers": 2}, r"layers\.2\..* has no place"),
         ({"num_hidden_layers": 4}, r"layers\.3\..* is missing"),
+        ({"num_hidden_layers": 2**31 - 1}, "num_hidden_layers is 2147483647, but there are only"),
         ({"tie_word_embeddings": False}, r"lm_head\.weight is missing"),
     ],
 )
@@ -262,6 +264,11 @@ def test_tied_model_with_a_stored_head(tmp_path: Path) -> None:
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     _rewrite(directory, tensors)
     assert "output.weight" not in load_hf(directory).tensors
+    # Stored once, under the head's name.
+    table = tensors.pop("model.embed_tokens.weight")
+    _rewrite(directory, tensors)
+    np.testing.assert_array_equal(load_hf(directory).tensors["tok_embeddings.weight"], table)
+    tensors["model.embed_tokens.weight"] = table
     tensors["lm_head.weight"] = tensors["lm_head.weight"] + 1
     _rewrite(directory, tensors)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):

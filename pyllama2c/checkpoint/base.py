@@ -78,6 +78,17 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def check_layers(where: Path, n_layers: int, n_tensors: int, field: str = "n_layers") -> None:
+    """Raise a CheckpointError if the layers outnumber the tensors, before a table of them is made.
+
+    A few bytes of a config may claim two thousand million layers.
+    """
+    if n_layers > n_tensors:
+        raise CheckpointError(
+            f"{where}: {field} is {n_layers}, but there are only {n_tensors} tensors"
+        )
+
+
 def check_shapes(
     path: Path,
     expected: Mapping[str, tuple[int, ...]],

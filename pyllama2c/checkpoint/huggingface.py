@@ -8,6 +8,7 @@ the neighbours ``2i`` and ``2i + 1``. `to_interleaved` and `to_half_split` reord
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from pyllama2c.checkpoint.base import (
     Checkpoint,
     LazyTensors,
+    check_layers,
     check_shapes,
     tensor_shapes,
 )
@@ -43,6 +45,17 @@ _OTHER_NAMES = {
     "output.weight": "lm_head.weight",
 }
 
+# Of ModelConfig's fields.
+_CONFIG_NAMES = {
+    "dim": "hidden_size",
+    "hidden_dim": "intermediate_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "max_seq_len": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+    "tied_embeddings": "tie_word_embeddings",
+}
 _PLAIN_ROPE = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
@@ -103,6 +116,7 @@ def from_hf_tensors(
     dtypes: set[str],
 ) -> Checkpoint:
     """A Checkpoint from tensors in Hugging Face's names and layout, wherever they come from."""
+    check_layers(directory, config.n_layers, len(shapes), "num_hidden_layers")
     expected = tensor_shapes(config)
     found = {
         name: shape
@@ -113,7 +127,13 @@ def from_hf_tensors(
     head = _OTHER_NAMES["output.weight"]
     if config.tied_embeddings and head in found:
         table = _OTHER_NAMES["tok_embeddings.weight"]
-        if table in found and not np.array_equal(read(head), read(table)):
+        if table not in found:  # stored once, under the other name
+            found[table] = found[head]
+            stored = read
+
+            def read(name: str) -> Array:
+                return stored(head if name == table else name)
+        elif not np.array_equal(read(head), read(table)):
             raise CheckpointError(
                 f"{directory}: tie_word_embeddings is true, but {head} differs from {table}"
             )
@@ -221,7 +241,8 @@ def read_config(path: Path) -> ModelConfig:
             tied_embeddings=value("tie_word_embeddings", False),
         )
     except ArgumentError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        theirs = re.sub(r"\w+", lambda word: _CONFIG_NAMES.get(word[0], word[0]), str(error))
+        raise CheckpointError(f"{path}: {theirs}") from None
     if value("head_dim", config.head_size) != config.head_size:
         raise CheckpointError(
             f"{path}: head_dim is {hf['head_dim']}, only hidden_size / num_attention_heads = "

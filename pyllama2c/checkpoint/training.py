@@ -5,7 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pyllama2c.checkpoint.base import Checkpoint, LazyTensors, check_shapes, tensor_shapes
+from pyllama2c.checkpoint.base import (
+    Checkpoint,
+    LazyTensors,
+    check_layers,
+    check_shapes,
+    tensor_shapes,
+)
 from pyllama2c.checkpoint.huggingface import read_json
 from pyllama2c.checkpoint.safetensors_file import SafetensorsFile
 from pyllama2c.config import ModelConfig
@@ -42,6 +48,7 @@ def load_training(directory: Path) -> Checkpoint:
         )
     config = _read_config(path, content.get("config"))
     file = SafetensorsFile(directory / "model.safetensors")
+    check_layers(path, config.n_layers, len(file.tensors))
     shapes = tensor_shapes(config)
     check_shapes(file.path, shapes, file.shapes)
     readers = {name: (lambda name=name: file.read(name)) for name in shapes}
