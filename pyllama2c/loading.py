@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pyllama2c import _core
-from pyllama2c.errors import ArgumentError
+from pyllama2c.errors import ArgumentError, CheckpointError
 
 if TYPE_CHECKING:
     from pyllama2c.checkpoint import Checkpoint
@@ -47,6 +47,13 @@ def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
     """
     if path.is_file() and is_safetensors(path):
         return _load_packed(path, dtype, mmap, n_threads)
+    from pyllama2c.checkpoint.pickled import pickled_kind
+
+    if (kind := pickled_kind(path)) is not None:
+        raise CheckpointError(
+            f"{path}: weights of {kind} that PyTorch pickled; "
+            f"convert it first: pyllama2c convert {path} DIR"
+        )
     if mmap:
         raise ArgumentError(
             f"mmap is true, but {path} stores no packed weights that could be used where they "

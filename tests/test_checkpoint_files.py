@@ -153,7 +153,9 @@ def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "model.bin"
     for content in (b"GGUF" + bytes(500), b"PK\x03\x04" + b"x" * 500, b"{}", b"#!/bin/sh\n" * 40):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"no llama2.c checkpoint|needs \d+ bytes"):
+        with pytest.raises(
+            CheckpointError, match=r"no llama2.c checkpoint|convert it first|needs \d+ bytes"
+        ):
             Model(path)
 
 

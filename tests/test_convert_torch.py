@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from models import CONFIGS, checkpoint_of
 
+from pyllama2c import Model
 from pyllama2c.checkpoint import Checkpoint
 from pyllama2c.checkpoint.safetensors_file import SafetensorsFile
 from pyllama2c.convert import convert, open_any
@@ -53,6 +54,10 @@ def test_llama2c_training_checkpoint(tmp_path: Path, prefix: str, zipped: bool) 
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     opened = open_any(path)
     check_equal(opened, MODEL)
+    with pytest.raises(
+        CheckpointError, match=r"convert it first: pyllama2c convert .*ckpt\.pt DIR"
+    ):
+        Model(path)
     convert(path, tmp_path / "model.bin", to="v1")
     check_equal(open_any(tmp_path / "model.bin"), MODEL)
 
@@ -93,6 +98,8 @@ def test_meta_checkpoint(tmp_path: Path, n_ranks: int, split_rows: bool) -> None
     )
     model = checkpoint_of(config)
     write_meta(tmp_path, model, n_ranks, split_rows)
+    with pytest.raises(CheckpointError, match="weights of Meta that PyTorch pickled"):
+        Model(tmp_path)
     opened = open_any(tmp_path)
     assert opened.config == config
     assert opened.dtype == "bfloat16"
@@ -122,6 +129,14 @@ def test_meta_ranks_that_differ_are_refused(tmp_path: Path) -> None:
         open_any(tmp_path)
 
 
+def test_meta_ranks_of_differing_shapes_are_refused(tmp_path: Path) -> None:
+    write_meta(tmp_path, checkpoint_of(CONFIGS["untied"]), 2, True)
+    state = torch.load(tmp_path / "consolidated.01.pth")
+    torch.save(state | {"norm.weight": torch.ones(3)}, tmp_path / "consolidated.01.pth")
+    with pytest.raises(CheckpointError, match=r"norm\.weight in different shapes"):
+        open_any(tmp_path)
+
+
 @pytest.mark.parametrize("n_shards", [1, 3])
 def test_hugging_face_before_safetensors(tmp_path: Path, n_shards: int) -> None:
     write_hf(tmp_path, MODEL, "float32", {})
@@ -141,6 +156,8 @@ def test_hugging_face_before_safetensors(tmp_path: Path, n_shards: int) -> None:
         index = tmp_path / "pytorch_model.bin.index.json"
         index.write_text(json.dumps({"weight_map": weight_map}))
     check_equal(open_any(tmp_path), MODEL)
+    with pytest.raises(CheckpointError, match="weights of Hugging Face that PyTorch pickled"):
+        Model(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 nonsense", b"\x80\x02 nonsense"])
@@ -169,6 +186,11 @@ def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
         (lambda c: c["model_args"].update(n_heads=5), "n_heads is 5"),
         (lambda c: c["model"].pop("layers.1.attention.wk.weight"), r"layers\.1\.attention\.wk"),
         (lambda c: c["model"].pop("norm.weight"), r"norm\.weight is missing"),
+        (lambda c: c.update(model=[]), "holds a list, expected tensors by name"),
+        (lambda c: c["model"].update({"norm.weight": {"a": 1}}), "'norm.weight' is a dict"),
+        (lambda c: c["model"].update({3: torch.ones(2)}), "3 is a Tensor"),
+        (lambda c: c["model"].update({"norm.weight": torch.ones(2, 2)}), "has 2 axes"),
+        (lambda c: c["model_args"].update(n_layers=2**31 - 1), "n_layers is 2147483647, but"),
     ],
 )
 def test_an_incomplete_checkpoint_is_refused(tmp_path: Path, change: Any, message: str) -> None:

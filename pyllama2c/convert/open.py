@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyllama2c.checkpoint import Checkpoint, open_checkpoint
+from pyllama2c.checkpoint.pickled import pickled_kind
 from pyllama2c.errors import CheckpointError
 
 
@@ -20,27 +21,15 @@ def open_any(path: str | Path) -> Checkpoint:
         MissingExtraError: it takes torch to read this, and torch is not installed.
     """
     path = Path(path)
-    if path.is_file() and _is_pickled(path):
-        from pyllama2c.convert.torch_files import load_llama2c_pt
+    kind = pickled_kind(path)
+    if kind is not None:
+        from pyllama2c.convert import torch_files
 
-        return load_llama2c_pt(path)
-    if path.is_dir():
-        if (path / "params.json").exists() and any(path.glob("consolidated.*.pth")):
-            from pyllama2c.convert.torch_files import load_meta
-
-            return load_meta(path)
-        has_safetensors = any(path.glob("*.safetensors*"))
-        if not has_safetensors and any(path.glob("pytorch_model*.bin*")):
-            from pyllama2c.convert.torch_files import load_hf_bin
-
-            return load_hf_bin(path)
-        if not has_safetensors and (path / "ckpt.pt").exists():
-            raise CheckpointError(f"{path}: name the file itself, {path / 'ckpt.pt'}")
+        if kind == "Meta":
+            return torch_files.load_meta(path)
+        if kind == "Hugging Face":
+            return torch_files.load_hf_bin(path)
+        return torch_files.load_llama2c_pt(path)
+    if (path / "ckpt.pt").exists() and not any(path.glob("*.safetensors*")):
+        raise CheckpointError(f"{path}: name the file itself, {path / 'ckpt.pt'}")
     return open_checkpoint(path)
-
-
-def _is_pickled(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(4)
-    # A zip archive since PyTorch 1.6, a plain pickle before.
-    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and path.suffix in (".pt", ".pth"))

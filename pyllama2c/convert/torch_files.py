@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pyllama2c.checkpoint.base import Checkpoint, LazyTensors, check_shapes, tensor_shapes
+from pyllama2c.checkpoint.base import (
+    Checkpoint,
+    LazyTensors,
+    check_layers,
+    check_shapes,
+    tensor_shapes,
+)
 from pyllama2c.checkpoint.dtypes import Array
 from pyllama2c.checkpoint.huggingface import from_hf_tensors, read_config, read_json
 from pyllama2c.config import ModelConfig
@@ -36,7 +42,9 @@ def load_llama2c_pt(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: no 'model' and 'model_args', so no checkpoint of llama2.c")
     args = content["model_args"]
     # torch.compile puts a prefix before every name.
-    state = {name.removeprefix("_orig_mod."): t for name, t in content["model"].items()}
+    state = {
+        name.removeprefix("_orig_mod."): t for name, t in _state(path, content["model"]).items()
+    }
     return _open_state(
         path,
         {name: [tensor] for name, tensor in state.items()},
@@ -60,10 +68,16 @@ def load_meta(directory: Path) -> Checkpoint:
             f"{directory}: rope_scaling_factor is {params['rope_scaling_factor']!r}, "
             "only 1 is supported"
         )
-    ranks = [_load(path) for path in sorted(directory.glob("consolidated.*.pth"))]
+    files = sorted(directory.glob("consolidated.*.pth"))
+    ranks = [_state(path, _load(path)) for path in files]
     names = ranks[0].keys()
     if any(rank.keys() != names for rank in ranks):
         raise CheckpointError(f"{directory}: the consolidated.*.pth hold different tensors")
+    for name in names:
+        if len({rank[name].shape for rank in ranks}) > 1:
+            raise CheckpointError(
+                f"{directory}: the consolidated.*.pth hold {name} in different shapes"
+            )
     parts = {name: [rank[name] for rank in ranks] for name in names}
     max_seq_len = params.get("max_seq_len", META_MAX_SEQ_LEN)
     return _open_state(directory, parts, params, max_seq_len, kind="Meta")
@@ -84,7 +98,7 @@ def load_hf_bin(directory: Path) -> Checkpoint:
     for name in files:
         if not (directory / name).exists():
             raise CheckpointError(f"{directory}: the shard {name} is missing")
-        state |= _load(directory / name)
+        state |= _state(directory / name, _load(directory / name))
     return from_hf_tensors(
         directory,
         config,
@@ -114,6 +128,20 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
+def _state(path: Path, content: Any) -> dict[str, Tensor]:
+    """Tensors by name, and nothing else."""
+    from torch import Tensor
+
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, expected tensors by name")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{path}: {name!r:.80} is a {type(value).__name__}, expected tensors by name"
+            )
+    return content
+
+
 def _open_state(
     path: Path,
     parts: Mapping[str, list[Tensor]],
@@ -123,9 +151,12 @@ def _open_state(
 ) -> Checkpoint:
     """A Checkpoint from tensors in Meta's names, each in one part or more."""
     parts = {name: tensors for name, tensors in parts.items() if not name.endswith(_DERIVED)}
-    for name in ("tok_embeddings.weight", "layers.0.feed_forward.w1.weight", "norm.weight"):
-        if name not in parts or not parts[name][0].ndim:
+    needed = {"tok_embeddings.weight": 2, "layers.0.feed_forward.w1.weight": 2, "norm.weight": 1}
+    for name, n_axes in needed.items():
+        if name not in parts:
             raise CheckpointError(f"{path}: tensor {name} is missing")
+        if parts[name][0].ndim != n_axes:
+            raise CheckpointError(f"{path}: tensor {name} has {parts[name][0].ndim} axes")
     (dim,) = parts["norm.weight"][0].shape
     axes = {name: _axis(name, tensors, dim) for name, tensors in parts.items()}
     shapes = {name: _joined_shape(tensors, axes[name]) for name, tensors in parts.items()}
@@ -157,6 +188,7 @@ def _open_state(
         raise CheckpointError(f"{path}: {error} is missing") from None
     except ArgumentError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    check_layers(path, config.n_layers, len(parts))
     expected = tensor_shapes(config)
     if tied:
         shapes.pop("output.weight", None)
