@@ -156,7 +156,7 @@ def test_what_a_run_leaves(whole: tuple[RunConfig, Path]) -> None:
     with Model(out) as model:  # the best, the tokenizer with it
         assert model.config == config.model
         assert model.tokenizer is not None
-        assert model.generate("从前", max_tokens=3).token_ids
+        assert model.generate("从前", max_tokens=3, ignore_eos=True).token_ids
 
 
 def test_the_validation_loss_is_that_of_the_engine(whole: tuple[RunConfig, Path]) -> None:
