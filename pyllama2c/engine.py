@@ -304,6 +304,7 @@ class Engine:
             params,
             self.model.tokenizer,
             self.model.config.vocab_size,
+            eos_ids=self.model._eos_ids,
             on_deadline=terms.finisher,
             **more,
         )
