@@ -19,7 +19,6 @@ from pyllama2c.errors import (
 from pyllama2c.model import Model
 from pyllama2c.outputs import Chunk, Completion, Timings, Usage
 from pyllama2c.sampling import SamplingParams
-from pyllama2c.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
     from pyllama2c.async_engine import AsyncEngine, AsyncSession, Stream
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pyllama2c.requests import Event, Request
     from pyllama2c.session import Prefix, Session, Turn
     from pyllama2c.stats import EngineStats, Histogram
+    from pyllama2c.tokenizer import Detokenizer, Tokenizer
 
 __version__ = "0.1.0"
 
@@ -64,10 +64,11 @@ __all__ = [
     "__version__",
 ]
 
-# Imported when they are first used, so that whoever only wants a Model does not wait for them.
+# Imported when they are first used, so that an import takes little time.
 _LAZY = {
     "AsyncEngine": "async_engine",
     "AsyncSession": "async_engine",
+    "Detokenizer": "tokenizer",
     "Engine": "engine",
     "EngineStats": "stats",
     "Event": "requests",
@@ -76,6 +77,7 @@ _LAZY = {
     "Request": "requests",
     "Session": "session",
     "Stream": "async_engine",
+    "Tokenizer": "tokenizer",
     "Turn": "session",
 }
 

@@ -10,11 +10,10 @@ from pyllama2c import _core
 from pyllama2c.errors import ArgumentError
 from pyllama2c.outputs import Chunk, Completion, FinishReason, Timings, Usage
 from pyllama2c.stop_matcher import StopMatcher
-from pyllama2c.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
     from pyllama2c.sampling import SamplingParams
-    from pyllama2c.tokenizer import Tokenizer
+    from pyllama2c.tokenizer import Detokenizer, Tokenizer
 
 # llama2.c's special tokens, for models that come without a tokenizer and do not name theirs.
 DEFAULT_BOS_ID = 1
@@ -65,7 +64,7 @@ class Generation:
         if params.stop and tokenizer is None:
             raise ArgumentError(f"stop is {params.stop!r}, but the model has no tokenizer")
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, self.prompt_ids) if tokenizer else None
+        self._detokenizer = _detokenizer(tokenizer, self.prompt_ids) if tokenizer else None
         self._matcher = StopMatcher(params.stop) if params.stop else None
         self._on_deadline = on_deadline
         self._texts = [self._show(token) for token in written]
@@ -180,7 +179,7 @@ class Generation:
         """How many leading ids `text` begins with, and how many characters of it they make."""
         if self._tokenizer is None or not self.text.startswith(text):
             return 0, 0
-        detokenizer = Detokenizer(self._tokenizer, self.prompt_ids)
+        detokenizer = _detokenizer(self._tokenizer, self.prompt_ids)
         n_ids = n_characters = length = 0
         for n, token in enumerate(self.ids, start=1):
             length += len(detokenizer.push(token))
@@ -193,6 +192,12 @@ class Generation:
 
 def _fresh_seed() -> int:
     return int.from_bytes(os.urandom(4), "little")  # `secrets` would double the time of importing
+
+
+def _detokenizer(tokenizer: Tokenizer, prompt_ids: list[int]) -> Detokenizer:
+    from pyllama2c.tokenizer import Detokenizer
+
+    return Detokenizer(tokenizer, prompt_ids)
 
 
 def _core_params(

@@ -31,11 +31,10 @@ from pyllama2c.generation import DEFAULT_BOS_ID, Generation
 from pyllama2c.loading import load_weights
 from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.sampling import SamplingParams
-from pyllama2c.tokenizer import Tokenizer, find_tokenizer
-from pyllama2c.tokenizer.tokenizer import UnsupportedTokenizerError
 
 if TYPE_CHECKING:
     from pyllama2c.engine import Engine
+    from pyllama2c.tokenizer import Tokenizer
 
 PathLike = str | os.PathLike[str]
 DType = Literal["auto", "float32", "bfloat16", "int8", "int4"]
@@ -132,6 +131,9 @@ class Model:
     def _load_tokenizer(
         self, tokenizer: Tokenizer | PathLike | None, stored: bytes | None
     ) -> Tokenizer | None:
+        from pyllama2c.tokenizer import Tokenizer, find_tokenizer
+        from pyllama2c.tokenizer.tokenizer import UnsupportedTokenizerError
+
         if tokenizer is None:
             if stored is None:
                 try:
