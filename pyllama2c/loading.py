@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyllama2c import _core
 from pyllama2c.errors import ArgumentError, CheckpointError
@@ -38,6 +38,29 @@ def is_safetensors(path: Path) -> bool:
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
 
 
+def pickled_kind(path: Path) -> Literal["llama2.c", "Meta", "Hugging Face"] | None:
+    """Whose PyTorch files a path names, if any: `pyllama2c.convert` reads them, `Model` not."""
+    if path.is_file():
+        return "llama2.c" if _is_pickled(path) else None
+    if not path.is_dir():
+        return None
+    if (path / "params.json").exists() and any(path.glob("consolidated.*.pth")):
+        return "Meta"
+    if any(path.glob("pytorch_model*.bin*")) and not any(path.glob("*.safetensors*")):
+        return "Hugging Face"
+    return None
+
+
+def _is_pickled(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError:
+        return False  # whoever reads it will tell why
+    # A zip archive since PyTorch 1.6, a plain pickle before.
+    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and path.suffix in (".pt", ".pth"))
+
+
 def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> Loaded:
     """Load a model's weights, telling what it is by its content; see `Model` for the arguments.
 
@@ -47,8 +70,6 @@ def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
     """
     if path.is_file() and is_safetensors(path):
         return _load_packed(path, dtype, mmap, n_threads)
-    from pyllama2c.checkpoint.pickled import pickled_kind
-
     if (kind := pickled_kind(path)) is not None:
         raise CheckpointError(
             f"{path}: weights of {kind} that PyTorch pickled; "

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyllama2c.checkpoint import Checkpoint, open_checkpoint
-from pyllama2c.checkpoint.pickled import pickled_kind
 from pyllama2c.errors import CheckpointError
+from pyllama2c.loading import pickled_kind
 
 
 def open_any(path: str | Path) -> Checkpoint:
