@@ -131,14 +131,17 @@ def work():
 threading.Thread(target=work).start()
 engine.close() if time.sleep(0.05) is None else None
 """,
+    # Prompts of ids: to encode is sentencepiece's work, which aborts when Python ends meanwhile.
     "in daemon threads": """
 import threading
 def forever(work):
     while True: work()
 for work in (
-    lambda: session.fork().send("x", max_tokens=5, ignore_eos=True),
-    lambda: model.generate("Once", max_tokens=5),
+    lambda: session.fork().send([5, 6], max_tokens=5, ignore_eos=True),
+    lambda: model.generate([5, 6], max_tokens=5),
+    lambda: model.logits([5, 6] * 40),
     lambda: other.step(budget_ms=2),
+    lambda: other.step(),
 ):
     threading.Thread(target=forever, args=[work], daemon=True).start()
 time.sleep(0.1)

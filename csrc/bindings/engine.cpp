@@ -8,7 +8,7 @@
 
 #include "backends/cpu/transformer.h"
 #include "bindings/bindings.h"
-#include "bindings/release_gil.h"
+#include "bindings/gil.h"
 #include "bindings/signals.h"
 
 namespace py = pybind11;
@@ -54,9 +54,9 @@ uint64_t submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,
 template <typename Function>
 auto within(std::optional<double> budget, Function function) {
     const Clock::time_point deadline = budget ? after(*budget) : Clock::time_point::max();
-    const ReleaseGil release;
+    ReleaseGil released;
     if (budget && *budget < 0.1) return function(deadline, [] {});
-    return function(deadline, Engine::Interrupted(SignalCheck()));
+    return function(deadline, Engine::Interrupted(SignalCheck(released)));
 }
 
 // The state of a random stream after some more numbers were drawn from it.
@@ -128,8 +128,8 @@ void register_engine(py::module_& m) {
         .def(
             "wait",
             [](Engine& engine, const std::vector<uint64_t>& ids, bool until_finished) {
-                const ReleaseGil release;
-                return engine.wait(ids, until_finished, SignalCheck());
+                ReleaseGil released;
+                return engine.wait(ids, until_finished, SignalCheck(released));
             },
             py::arg("ids"), py::arg("until_finished") = false)
         .def(

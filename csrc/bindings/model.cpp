@@ -10,7 +10,7 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "bindings/bindings.h"
-#include "bindings/release_gil.h"
+#include "bindings/gil.h"
 #include "bindings/signals.h"
 #include "model/checkpoint.h"
 #include "model/fingerprint.h"
@@ -122,7 +122,8 @@ void for_each_logits(CpuTransformer& transformer, const std::vector<int32_t>& to
     const size_t chunk = transformer.max_rows();
     std::vector<int32_t> blocks(transformer.n_blocks());
     std::iota(blocks.begin(), blocks.end(), 0);
-    SignalCheck interrupted;
+    ReleaseGil released;
+    SignalCheck interrupted(released);
     for (size_t start = 0; start < n; start += chunk) {
         Batch batch;
         batch.block_tables.push_back(blocks.data());
@@ -148,7 +149,6 @@ py::array_t<float> all_logits(const std::shared_ptr<Weights>& weights,
     CpuTransformer transformer = transformer_for(weights, tokens, n, kv_type, n_threads, chunk);
     py::array_t<float> result({n, vocab_size});
     float* out = result.mutable_data();
-    const ReleaseGil release;
     for_each_logits(transformer, tokens, n, [&](size_t i, const float* logits) {
         std::copy_n(logits, vocab_size, out + i * vocab_size);
     });
@@ -164,7 +164,6 @@ py::array_t<float> log_probabilities(const std::shared_ptr<Weights>& weights,
     const int vocab_size = weights->config().vocab_size;
     py::array_t<float> result(static_cast<py::ssize_t>(n));
     float* out = result.mutable_data();
-    const ReleaseGil release;
     for_each_logits(transformer, tokens, n, [&](size_t i, float* logits) {
         // From the likeliest token's probability, which does not underflow.
         const size_t top = std::max_element(logits, logits + vocab_size) - logits;
@@ -189,11 +188,11 @@ void register_model(py::module_& m) {
         .def_static(
             "from_file",
             [](const std::string& path, const std::string& dtype, int n_threads) {
-                const ReleaseGil release;
+                ReleaseGil released;
                 const Checkpoint checkpoint = open_checkpoint(path);
                 auto weights = std::make_shared<Weights>(
                     checkpoint.tensors, weight_type(dtype, checkpoint.tensors), n_threads);
-                const py::gil_scoped_acquire acquire;
+                const RetakeGil taken(released);
                 py::dict about;
                 about["version"] = checkpoint.version;
                 about["group_size"] = checkpoint.group_size;
