@@ -1,4 +1,4 @@
-"""``pyllama2c data``: prepare, augment and tokenize a training corpus."""
+"""``pyllama2c data``: prepare, augment, expand and tokenize a training corpus."""
 
 from __future__ import annotations
 
@@ -103,6 +103,29 @@ def augment(  # noqa: PLR0917 - click passes every option by name
     written = augment_corpus(
         read_stories(sources, field), Names.read(names), out, copies=copies, seed=seed
     )
+    click.echo(f"{out}: {written:,} stories")
+
+
+@data.command(context_settings={"show_default": True})
+@_SOURCES
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSONL file.")
+@click.option("--copies", type=click.IntRange(min=1), default=1, help="Stories of each template.")
+@click.option("--seed", default=0, help="Another one makes other choices.")
+@click.option("--field", default="template", help="Field that holds the template.")
+def expand(sources: tuple[Path, ...], out: Path, copies: int, seed: int, field: str) -> None:
+    """Write stories from templates.
+
+    \b
+    {soft|warm}              one of these, chosen anew wherever it stands
+    {hero:a cat|a dog}       chosen once; {hero} repeats it
+    {food~hero:milk|a bone}  the one that stands where the hero stood
+    """  # noqa: D301 - click takes the backspace for "leave these lines as they are"
+    from pyllama2c.data.files import refuse_to_replace
+    from pyllama2c.data.readers import read_stories
+    from pyllama2c.data.templates import expand as expand_templates
+
+    refuse_to_replace(sources, [out])
+    written = expand_templates(read_stories(sources, field), out, copies=copies, seed=seed)
     click.echo(f"{out}: {written:,} stories")
 
 
