@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pyllama2c.data.readers import Story
+from pyllama2c.data.readers import Story, read_stories
 from pyllama2c.data.templates import Template
 from pyllama2c.errors import DataError
 
@@ -51,6 +51,18 @@ def test_what_is_wrong_is_named(text: str, problem: str) -> None:
     with pytest.raises(DataError, match=r"^t\.jsonl:7: ") as error:
         Template(Story(text, "t.jsonl:7"))
     assert problem in str(error.value)
+
+
+def test_the_templates_of_the_corpus() -> None:
+    corpus = Path(__file__).resolve().parents[1] / "corpus" / "templates.jsonl"
+    if not corpus.exists():
+        pytest.skip("no corpus/ beside the tests")
+    for story in read_stories([corpus], "template"):
+        template = Template(story)
+        told = [template.tell(Random(seed)) for seed in range(30)]
+        assert len(set(told)) > 20, story.where
+        assert not set("{}|~:") & set("".join(told)), story.where
+        assert max(map(len, told)) < 350, story.where  # what fits a context of 256 tokens
 
 
 def test_command_line(cli: Callable[..., Any], tmp_path: Path) -> None:
