@@ -29,11 +29,7 @@ class Loaded(NamedTuple):
 
 def is_safetensors(path: Path) -> bool:
     """Whether a file begins like one: with a header's length and a brace."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(9)
-    except OSError:
-        return False  # whoever reads it will tell why
+    start = _start(path)
     # llama2.c's files have their second number in the upper half of this length.
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32
 
@@ -52,13 +48,18 @@ def pickled_kind(path: Path) -> Literal["llama2.c", "Meta", "Hugging Face"] | No
 
 
 def _is_pickled(path: Path) -> bool:
+    start = _start(path)
+    # A zip archive since PyTorch 1.6, a plain pickle before.
+    return start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and path.suffix in (".pt", ".pth"))
+
+
+def _start(path: Path) -> bytes:
+    """Return a file's first 9 bytes; none if it cannot be read: whoever reads on will tell why."""
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            return file.read(9)
     except OSError:
-        return False  # whoever reads it will tell why
-    # A zip archive since PyTorch 1.6, a plain pickle before.
-    return start == b"PK\x03\x04" or (start[:1] == b"\x80" and path.suffix in (".pt", ".pth"))
+        return b""
 
 
 def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> Loaded:

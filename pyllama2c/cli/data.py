@@ -111,9 +111,8 @@ def augment(  # noqa: PLR0917 - click passes every option by name
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSONL file.")
 @click.option("--copies", type=click.IntRange(min=1), default=1, help="Stories of each template.")
 @click.option("--seed", default=0, help="Another one makes other choices.")
-@click.option("--field", default="template", help="Field that holds the template.")
-def expand(sources: tuple[Path, ...], out: Path, copies: int, seed: int, field: str) -> None:
-    """Write stories from templates.
+def expand(sources: tuple[Path, ...], out: Path, copies: int, seed: int) -> None:
+    """Write stories from templates, which the field `template` of SOURCES holds.
 
     \b
     {soft|warm}              one of these, chosen anew wherever it stands
@@ -125,7 +124,7 @@ def expand(sources: tuple[Path, ...], out: Path, copies: int, seed: int, field: 
     from pyllama2c.data.templates import expand as expand_templates
 
     refuse_to_replace(sources, [out])
-    written = expand_templates(read_stories(sources, field), out, copies=copies, seed=seed)
+    written = expand_templates(read_stories(sources, "template"), out, copies=copies, seed=seed)
     click.echo(f"{out}: {written:,} stories")
 
 

@@ -7,14 +7,13 @@ adventure, and that a hero keeps its name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from pyllama2c.data.files import atomic_write
+from pyllama2c.data.copies import write_copies
 from pyllama2c.data.readers import Story
 from pyllama2c.errors import DataError
 
@@ -62,14 +61,12 @@ def augment(
 ) -> int:
     """Write ``copies`` versions of each story with exchanged names; returns how many stories.
 
-    The copies of the whole corpus follow one another, each in an order of its own, so that a model
-    that reads the file once meets every story ``copies`` times, evenly spread. The stories are
-    held in memory: this is for small corpora.
+    The stories are held in memory: this is for small corpora.
 
     Args:
         stories: the training stories alone, so that nothing held out comes in.
         names: what to exchange.
-        out: a JSONL file.
+        out: a JSONL file; see `write_copies` for its order.
         copies: how many versions of each.
         seed: the same seed writes the same file.
 
@@ -78,11 +75,4 @@ def augment(
     """
     # What could not be written is refused here, where its place is known.
     texts = [story.encode().decode() for story in stories]
-    random = Random(seed)
-    with atomic_write(Path(out)) as file:
-        for _ in range(copies):
-            random.shuffle(texts)
-            for text in texts:
-                line = json.dumps({"story": names.swap(text, random)}, ensure_ascii=False)
-                file.write(line + "\n")
-    return copies * len(texts)
+    return write_copies(texts, names.swap, out, copies=copies, seed=seed)

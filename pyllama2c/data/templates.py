@@ -7,13 +7,12 @@ stands where the hero's stood, so that what belongs together stays together.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 
-from pyllama2c.data.files import atomic_write
+from pyllama2c.data.copies import write_copies
 from pyllama2c.data.readers import Story
 from pyllama2c.errors import DataError
 
@@ -78,11 +77,9 @@ class Template:
 def expand(templates: Iterable[Story], out: str | Path, *, copies: int, seed: int = 0) -> int:
     """Write ``copies`` stories of each template as JSONL; returns how many.
 
-    As with names, each pass over the templates follows another, in an order of its own.
-
     Args:
         templates: the templates' texts; see `Template`.
-        out: a JSONL file.
+        out: a JSONL file; see `write_copies` for its order.
         copies: how many stories of each.
         seed: the same seed writes the same file.
 
@@ -90,11 +87,4 @@ def expand(templates: Iterable[Story], out: str | Path, *, copies: int, seed: in
         DataError: a template is wrong; names it.
     """
     parsed = [Template(story) for story in templates]
-    random = Random(seed)
-    with atomic_write(Path(out)) as file:
-        for _ in range(copies):
-            random.shuffle(parsed)
-            for template in parsed:
-                line = json.dumps({"story": template.tell(random)}, ensure_ascii=False)
-                file.write(line + "\n")
-    return copies * len(parsed)
+    return write_copies(parsed, Template.tell, out, copies=copies, seed=seed)
