@@ -47,6 +47,7 @@ constexpr float kLargestHalf = 65504.0f;
 struct Matmul {
     const void* w;
     const void* w_next;    // what this thread will multiply with next, to be prefetched
+    bool far;              // whether one row is worth prefetching for
     const void* w_scales;  // quantized
     size_t w_scale_step;   // from one group's scales to the next: 16, or 0 where a row has one
     int k;

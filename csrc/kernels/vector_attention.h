@@ -83,7 +83,27 @@ inline void score_blocks(const Attention& a, int block) {
     }
 }
 
-// P panels of 16 output dimensions from panel `first` on, four chains each.
+// Adds the values of a block's first `count` tokens to four chains. What the block holds past the
+// last token may be anything: those are skipped, not multiplied by their weight, an exact 0.
+template <typename Kv, bool Ahead, int P>
+inline void add_values(const typename Kv::Element* values, const typename Kv::Element* ahead,
+                       const float* weights, int count, Vec (&chains)[P][4]) {
+    for (int t = 0; t < count; t += 4) {
+#pragma GCC unroll 4
+        for (int c = 0; c < 4; ++c) {
+            if (t + c >= count) break;
+            const Vec weight = set1(weights[t + c]);
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                const int place = (p * kBlockTokens + t + c) * kLanes;
+                chains[p][c] = fma(weight, Kv::load_16(values + place), chains[p][c]);
+                if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, 2);
+            }
+        }
+    }
+}
+
+// P panels of 16 output dimensions from panel `first` on.
 template <typename Kv, bool Ahead, int P>
 inline void sum_values(const Attention& a, int first, float scale) {
     Vec chains[P][4];
@@ -92,28 +112,16 @@ inline void sum_values(const Attention& a, int first, float scale) {
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) chains[p][c] = zero();
     }
-    const int n_blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
-    for (int b = 0; b < n_blocks; ++b) {
-        const int offset = first * kBlockTokens * kLanes;
+    const int offset = first * kBlockTokens * kLanes;
+    for (int b = 0, left = a.n_tokens; left > 0; ++b, left -= kBlockTokens) {
         const typename Kv::Element* values = kv_elements<Kv>(kv_block(a, a.v_base, b)) + offset;
         const typename Kv::Element* ahead = values;
         if constexpr (Ahead) ahead = kv_elements<Kv>(kv_block_ahead(a, a.v_next, b)) + offset;
         const float* weights = a.scores + b * kBlockTokens;
-        const int count = a.n_tokens - b * kBlockTokens;
-        for (int t = 0; t < kBlockTokens; t += 4) {
-#pragma GCC unroll 4
-            for (int c = 0; c < 4; ++c) {
-                // Past the end the weight is an exact 0, but what the block holds there may be
-                // anything, so those tokens are skipped, not multiplied.
-                if (t + c >= count) break;
-                const Vec weight = set1(weights[t + c]);
-#pragma GCC unroll 4
-                for (int p = 0; p < P; ++p) {
-                    const int place = (p * kBlockTokens + t + c) * kLanes;
-                    chains[p][c] = fma(weight, Kv::load_16(values + place), chains[p][c]);
-                    if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, 2);
-                }
-            }
+        if (left >= kBlockTokens) {
+            add_values<Kv, Ahead, P>(values, ahead, weights, kBlockTokens, chains);
+        } else {
+            add_values<Kv, Ahead, P>(values, ahead, weights, left, chains);
         }
     }
 #pragma GCC unroll 4

@@ -76,12 +76,18 @@ struct Prefetch {
     }
 };
 
+// For weights that are near anyway.
+struct NoPrefetch {
+    template <int P>
+    inline void ask(int) const {}
+};
+
 struct F32Tile {
     static inline size_t panel_bytes(const Matmul& m) {
         return static_cast<size_t>(m.k) * kLanes * 4;
     }
-    template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
+    template <int P, int R, typename Ahead>
+    static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const size_t stride = static_cast<size_t>(m.k) * kLanes;
         const float* w = static_cast<const float*>(m.w) + panel * stride;
         const float* x = m.x + row * m.x_stride;
@@ -95,7 +101,7 @@ struct F32Tile {
             Vec weights[P];
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) weights[p] = load(w + p * stride + i * kLanes);
-            ahead.ask<P>(i);
+            ahead.template ask<P>(i);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec value = set1(x[r * m.x_stride + i]);
@@ -111,8 +117,8 @@ struct Bf16Tile {
     static inline size_t panel_bytes(const Matmul& m) {
         return static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes * 2;
     }
-    template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
+    template <int P, int R, typename Ahead>
+    static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const size_t stride = static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes;
         const uint16_t* w = static_cast<const uint16_t*>(m.w) + panel * stride;
         const float* x = m.x + row * m.x_stride;
@@ -127,7 +133,7 @@ struct Bf16Tile {
             Vec even[P], odd[P];
 #pragma GCC unroll 16
             for (int p = 0; p < P; ++p) load_bf16(w + p * stride + i * kLanes, even[p], odd[p]);
-            ahead.ask<P>(i / 2);
+            ahead.template ask<P>(i / 2);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
                 const Vec first = set1(x[r * m.x_stride + i]);
@@ -172,8 +178,8 @@ struct Q8Tile {
     static inline size_t panel_bytes(const Matmul& m) {
         return static_cast<size_t>((m.k + 3) / 4) * 4 * kLanes;
     }
-    template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
+    template <int P, int R, typename Ahead>
+    static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const int quads = (m.k + 3) / 4;
         const int groups = (m.k + m.group - 1) / m.group;
         const size_t stride = static_cast<size_t>(quads) * 4 * kLanes;
@@ -197,7 +203,7 @@ struct Q8Tile {
                 for (int p = 0; p < P; ++p) {
                     weights[p] = load_bytes(w + p * stride + static_cast<size_t>(i) * 4 * kLanes);
                 }
-                ahead.ask<P>(i);
+                ahead.template ask<P>(i);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     const Quad quad = set1_quad(x + r * m.x_stride + i * 4);
@@ -220,8 +226,8 @@ struct Q4Tile {
     static inline size_t panel_bytes(const Matmul& m) {
         return static_cast<size_t>((m.k + 7) / 8) * 4 * kLanes;
     }
-    template <int P, int R>
-    static inline void run(const Matmul& m, int panel, int row, const Prefetch& ahead) {
+    template <int P, int R, typename Ahead>
+    static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const int octets = (m.k + 7) / 8;
         const int groups = (m.k + m.group - 1) / m.group;
         const size_t stride = static_cast<size_t>(octets) * 4 * kLanes;
@@ -252,7 +258,7 @@ struct Q4Tile {
                     load_nibbles(w + p * stride + static_cast<size_t>(i) * 4 * kLanes, low[p],
                                  high[p]);
                 }
-                ahead.ask<P>(i);
+                ahead.template ask<P>(i);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
                     const Quad first = set1_quad(x + r * m.x_stride + i * 8);
@@ -334,7 +340,11 @@ inline void all_rows(const Matmul& m, int panel) {
 template <typename Tile, int P>
 inline void lone_row(const Matmul& m, int panel) {
     for (; panel + P <= m.panels; panel += P) {
-        Tile::template run<P, 1>(m, panel, 0, ahead_in_panels<Tile, P>(m, panel));
+        if (m.far) {
+            Tile::template run<P, 1>(m, panel, 0, ahead_in_panels<Tile, P>(m, panel));
+        } else {
+            Tile::template run<P, 1>(m, panel, 0, NoPrefetch{});
+        }
     }
     if constexpr (P > 1) lone_row<Tile, P / 2>(m, panel);
 }

@@ -95,6 +95,7 @@ Outcome run_float_matmul(void (*kernel)(const Matmul&), const MatmulSizes& size,
     m.y = y.data();
     m.y_stride = size.y_stride;
     m.accumulate = random.chance(0.5);
+    m.far = random.chance(0.5);
     kernel(m);
     return {sizes({m.k, m.panels, m.rows, m.accumulate}), bytes(y)};
 }
@@ -151,6 +152,7 @@ Outcome run_quantized_matmul(void (*kernel)(const Matmul&), const MatmulSizes& s
     m.y = y.data();
     m.y_stride = size.y_stride;
     m.accumulate = random.chance(0.5);
+    m.far = random.chance(0.5);
     kernel(m);
     return {sizes({m.k, m.panels, m.rows, m.accumulate, group}), bytes(y)};
 }

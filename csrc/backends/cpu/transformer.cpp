@@ -158,6 +158,7 @@ void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const
     Matmul m{};
     m.w = w.data + panels.first * w.panel_bytes();
     m.w_next = next;
+    m.far = far_;
     m.w_scales = w.scales + panels.first * w.panel_scale_bytes();
     m.w_scale_step = w.group_scales ? kLanes : 0;
     m.k = w.k;
