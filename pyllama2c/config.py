@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass, fields
 
 from pyllama2c.errors import ArgumentError
@@ -53,7 +53,8 @@ class ModelConfig:
                         f"{field.name} is {value!r}, expected a whole number from 1 to 2^31 - 1"
                     )
             elif field.type == "float":
-                if type(value) not in (int, float) or not (math.isfinite(value) and value > 0):
+                # JSON also spells integers that no float holds.
+                if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
                     raise ArgumentError(f"{field.name} is {value!r}, expected a number above 0")
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not bool:

@@ -54,6 +54,7 @@ def test_n_params_of_the_reference_model() -> None:
         ("rope_theta", 0.0),
         ("rope_theta", 0.999),
         ("rope_theta", math.inf),
+        pytest.param("rope_theta", 10**400, id="rope_theta-10^400"),  # JSON can spell it
         ("norm_eps", math.nan),
         ("norm_eps", None),
         ("tied_embeddings", 1),
