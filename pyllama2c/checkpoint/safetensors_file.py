@@ -120,7 +120,8 @@ def _parse_entry(
     if not isinstance(dtype, str) or dtype not in accepted:
         raise CheckpointError(f"{where}: dtype is {dtype!r}, expected one of {', '.join(accepted)}")
     shape = entry.get("shape")
-    if not _is_size_list(shape) or len(shape) > 32:
+    # NumPy bounds the axes of empty arrays as well.
+    if not _is_size_list(shape) or len(shape) > 32 or math.prod(n or 1 for n in shape) >= 2**60:
         raise CheckpointError(f"{where}: shape is {shape!r:.80}, expected a list of sizes")
     offsets = entry.get("data_offsets")
     if not _is_size_list(offsets) or len(offsets) != 2:
