@@ -79,6 +79,18 @@ def test_one_file_is_the_whole_model(tmp_path: Path, speaker: Path) -> None:
     assert (about["format"], about["stored_dtype"]) == ("pyllama2c packed", "int8")
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_weights_that_are_no_numbers_are_not_quantized(tmp_path: Path, dtype: str) -> None:
+    config = models.CONFIGS["multi-head"]
+    for value in (np.nan, np.inf):
+        tensors = models.random_tensors(config)
+        tensors["layers.1.attention.wv.weight"][3, 3] = value
+        source = models.write_v0(tmp_path / "model.bin", config, tensors)
+        with pytest.raises(CheckpointError, match=r"layers\.1\.attention\.wv\.weight holds an inf"):
+            convert(source, tmp_path / "packed.safetensors", dtype=dtype)
+        assert not (tmp_path / "packed.safetensors").exists()
+
+
 def test_without_a_tokenizer_the_one_beside_it_is_taken(tmp_path: Path, speaker: Path) -> None:
     alone = tmp_path / "alone.bin"
     alone.write_bytes(speaker.read_bytes())

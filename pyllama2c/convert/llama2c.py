@@ -33,6 +33,12 @@ def check_llama2c_can_hold(config: ModelConfig) -> None:
             )
 
 
+def check_finite(checkpoint: Checkpoint, name: str, weight: NDArray[np.float32]) -> None:
+    """Raise CheckpointError for what no scale can make integers of."""
+    if not np.isfinite(weight).all():
+        raise CheckpointError(f"{checkpoint.path}: tensor {name} holds an infinity or a NaN")
+
+
 def group_size_for(config: ModelConfig, wanted: int) -> int:
     """The largest group size up to ``wanted`` that divides every row.
 
@@ -86,8 +92,7 @@ def write_v2(file: BinaryIO, checkpoint: Checkpoint, group_size: int) -> None:
         if weight.ndim == 1:
             _write(file, weight)
             continue
-        if not np.isfinite(weight).all():
-            raise CheckpointError(f"{checkpoint.path}: tensor {name} holds an infinity or a NaN")
+        check_finite(checkpoint, name, weight)
         values, scales = quantize(weight, group_size)
         file.write(values.data)
         _write(file, scales)
