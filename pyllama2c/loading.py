@@ -115,4 +115,11 @@ def _load_packed(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
             f"expected auto or {packed.dtype}, or another file"
         )
     weights = map_packed(packed, copy=mmap is False, n_threads=n_threads)
-    return Loaded(weights, "pyllama2c packed", packed.dtype, packed.tokenizer)
+    return Loaded(
+        weights,
+        "pyllama2c packed",
+        packed.dtype,
+        packed.tokenizer,
+        packed.bos_id,
+        packed.eos_ids,
+    )

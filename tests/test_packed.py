@@ -66,6 +66,19 @@ def test_a_hugging_face_directory(tmp_path: Path, speaker: Path) -> None:
     assert np.array_equal(logits(tmp_path / "int4.safetensors"), expected)
 
 
+def test_the_special_tokens_of_a_hugging_face_directory(tmp_path: Path, speaker: Path) -> None:
+    convert(speaker, tmp_path / "hf")
+    config = tmp_path / "hf" / "generation_config.json"
+    config.write_text(json.dumps({"bos_token_id": 7, "eos_token_id": [2, *range(100, 420)]}))
+    convert(tmp_path / "hf", tmp_path / "packed.safetensors")
+    with Model(tmp_path / "hf") as model, Model(tmp_path / "packed.safetensors") as packed:
+        assert (packed._bos_id, packed._eos_ids) == (7, (2, *range(100, 420)))
+        expected = model.generate("Once", temperature=0, max_tokens=50)
+        assert expected.finish_reason == "stop"
+        again = packed.generate("Once", temperature=0, max_tokens=50)
+        assert (again.token_ids, again.finish_reason) == (expected.token_ids, "stop")
+
+
 def test_one_file_is_the_whole_model(tmp_path: Path, speaker: Path) -> None:
     path = tmp_path / "speaker"  # told apart by content, not by name
     convert(speaker, path, dtype="int8")
@@ -209,6 +222,15 @@ def test_metadata_is_checked(
     for name in change:
         del header["__metadata__"][name]
         refuses(tmp_path / "bad", make(header, data), name)
+
+
+@pytest.mark.parametrize("ids", ["2 x", "-1", "²", "2147483648", "9" * 5000])
+def test_special_tokens_are_checked(tmp_path: Path, good: bytes, ids: str) -> None:
+    header, data = split(good)
+    for name in ("bos_id", "eos_ids"):
+        metadata = header["__metadata__"] | {name: ids}
+        content = make(header | {"__metadata__": metadata}, data, pad=1 << 16)
+        refuses(tmp_path / "bad", content, f"{name} is .*, expected token ids")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -37,6 +38,8 @@ class PackedFile:
         begin: where the packed weights begin, in bytes from the start of the file.
         size: how many bytes they are.
         tokenizer: a serialized SentencePiece model, or None.
+        bos_id: the token that begins a text, if the source said it.
+        eos_ids: the tokens that end one, if the source said it.
     """
 
     path: Path
@@ -46,6 +49,8 @@ class PackedFile:
     begin: int
     size: int
     tokenizer: bytes | None
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
 
 
 def read_packed(path: Path) -> PackedFile:
@@ -83,6 +88,7 @@ def read_packed(path: Path) -> PackedFile:
     group_size = field("group_size")
     if not (group_size.isascii() and group_size.isdigit() and len(group_size) < 9):
         raise CheckpointError(f"{path}: group_size is {group_size!r:.80}, expected a number")
+    bos_ids, eos_ids = (_token_ids(path, metadata, name) for name in ("bos_id", "eos_ids"))
     if unknown := set(file.tensors) - {"weights", "tokenizer"}:
         raise CheckpointError(f"{path}: tensor {min(unknown)!r} has no place in a packed file")
     if "weights" not in file.tensors:
@@ -96,7 +102,18 @@ def read_packed(path: Path) -> PackedFile:
         begin=weights.begin,
         size=weights.end - weights.begin,
         tokenizer=file.read("tokenizer").tobytes() if "tokenizer" in file.tensors else None,
+        bos_id=bos_ids[0] if bos_ids else None,
+        eos_ids=eos_ids,
     )
+
+
+def _token_ids(path: Path, metadata: Mapping[str, str], name: str) -> tuple[int, ...]:
+    """Token ids with spaces between them; none where the metadata has no such field."""
+    words = metadata.get(name, "").split()
+    numbers = all(word.isascii() and word.isdigit() and len(word) < 11 for word in words)
+    if not numbers or any(int(word) >= 2**31 for word in words):
+        raise CheckpointError(f"{path}: {name} is {metadata[name]!r:.80}, expected token ids")
+    return tuple(map(int, words))
 
 
 def map_packed(packed: PackedFile, *, copy: bool, n_threads: int) -> _core.Weights:
@@ -120,8 +137,17 @@ def map_packed(packed: PackedFile, *, copy: bool, n_threads: int) -> _core.Weigh
         raise CheckpointError(f"{packed.path}: {error}") from None
 
 
-def write_packed(file: BinaryIO, weights: _core.Weights, tokenizer: bytes | None) -> None:
-    """Write weights as they are packed, and a serialized SentencePiece model with them."""
+def write_packed(
+    file: BinaryIO,
+    weights: _core.Weights,
+    tokenizer: bytes | None,
+    bos_id: int | None = None,
+    eos_ids: Sequence[int] = (),
+) -> None:
+    """Write weights as they are packed, and a serialized SentencePiece model with them.
+
+    The special tokens are those that the source says by itself, as in a `Checkpoint`.
+    """
     tensors: dict[str, Array] = {"weights": weights.image}
     if tokenizer is not None:
         tensors["tokenizer"] = np.frombuffer(tokenizer, np.uint8)
@@ -132,5 +158,9 @@ def write_packed(file: BinaryIO, weights: _core.Weights, tokenizer: bytes | None
         "group_size": str(weights.group_size),
         "config": json.dumps(weights.config),
     }
+    if bos_id is not None:
+        metadata["bos_id"] = str(bos_id)
+    if eos_ids:
+        metadata["eos_ids"] = " ".join(map(str, eos_ids))
     shapes = {name: array.shape for name, array in tensors.items()}
     write_safetensors(file, shapes, "uint8", tensors.__getitem__, metadata, alignment=_PAGE)

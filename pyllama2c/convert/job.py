@@ -242,7 +242,13 @@ def _write_packed(
             if tensor.ndim == 2:  # norms stay float32
                 check_finite(result.source, name, to_float32(tensor))
     with (staging / result.path.name).open("wb") as file:
-        packed.write_packed(file, weights, None if tokenizer is None else tokenizer.serialized)
+        packed.write_packed(
+            file,
+            weights,
+            None if tokenizer is None else tokenizer.serialized,
+            result.source.bos_id,
+            result.source.eos_ids,
+        )
 
 
 def _write_llama2c(
