@@ -131,4 +131,13 @@ def test_the_command_s_errors(cli: Callable[..., Any], speaker: Path, tmp_path: 
     result = cli("eval", speaker, tmp_path / "missing.txt")
     assert result.status == 2
     assert "missing.txt: no such file" in result.stderr
+    text = tmp_path / "stories.jsonl"
+    text.write_text('{"text": "one"}\n{"text": "\\ud800"}\n')
+    assert (
+        "stories.jsonl:2: the story holds an unpaired surrogate"
+        in cli("eval", speaker, text).stderr
+    )
+    alone = tmp_path / "alone.bin"
+    alone.write_bytes(speaker.read_bytes())
+    assert "alone.bin: name one with -z" in cli("eval", alone, text).stderr
     assert "3 paths, expected [MODEL] TEXT" in cli("eval", speaker, speaker, speaker).stderr

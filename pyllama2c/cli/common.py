@@ -57,7 +57,7 @@ def open_model(
 def tokenizer_of(model: Model) -> Tokenizer:
     """The model's tokenizer, which commands that read and write text cannot do without."""
     if model.tokenizer is None:
-        raise click.UsageError(f"No tokenizer was found next to {model.path}: name one with -z.")
+        raise click.UsageError(f"{model._no_tokenizer}: name one with -z.")
     return model.tokenizer
 
 

@@ -15,6 +15,7 @@ from pyllama2c.cli.common import (
     open_model,
     show,
     threads_option,
+    tokenizer_of,
     tokenizer_option,
 )
 
@@ -60,7 +61,9 @@ def evaluate(
     model = paths[0] if len(paths) == 2 else None
     stories = islice(read_stories(paths[-1:], field), limit)
     with open_model(model, tokenizer, threads, dtype, kv_dtype) as loaded:
-        done = evaluation.evaluate(loaded, (story.text for story in stories))
+        tokenizer_of(loaded)
+        # By way of UTF-8, so that an error names the place of a text that is none.
+        done = evaluation.evaluate(loaded, (story.encode().decode() for story in stories))
         about = loaded.info()
     facts = {
         "model": about["path"],
