@@ -113,7 +113,9 @@ class Generation:
         self._texts.append(text)
         if finish is not None:
             self._finish(finish, progress)
-        return Chunk(text, tuple(ids), finish, self.completion)
+        completion = self.completion
+        reason = None if completion is None else completion.finish_reason
+        return Chunk(text, tuple(ids), reason, completion)
 
     def cancel(self) -> None:
         """End the text where it is, unless it has ended."""
@@ -144,6 +146,8 @@ class Generation:
             text = self._on_deadline(text)
             if not isinstance(text, str):
                 raise ArgumentError(f"on_deadline returned {text!r}, expected a str")
+            if self.completion is not None:  # it has cancelled the text, or closed the engine
+                return
             ids = self.ids[: self._within(text)[0]]
         ended_by_token = progress.finish == _core.FinishReason.STOP and finish == "stop"
         n_tokens = len(self.ids) + (ended_by_token and not self._matched)

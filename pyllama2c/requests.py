@@ -139,8 +139,9 @@ class Request:
 
     def _end(self) -> None:
         self._engine._forget(self)
-        if self._on_end is not None:
-            self._on_end(self._generation)
+        on_end, self._on_end = self._on_end, None  # once: on_deadline may have cancelled the text
+        if on_end is not None:
+            on_end(self._generation)
 
 
 @dataclass(slots=True)

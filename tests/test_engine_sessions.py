@@ -118,6 +118,26 @@ def test_what_is_cut_off_is_not_remembered(model: Model) -> None:
     assert session.history == [Turn("Once", "我不知道。")]
 
 
+def test_on_deadline_may_cancel_and_begin_anew(model: Model) -> None:
+    engine = Engine(model)
+    session = engine.session("x", overflow="slide", seed=1)
+
+    def on_deadline(text: str) -> str:
+        session.cancel()
+        session.submit("Lily", max_tokens=3, ignore_eos=True)
+        return "x"
+
+    first = session.submit("Once", deadline_ms=30, on_deadline=on_deadline, ignore_eos=True)
+    events = helpers.run(engine, 5)
+    told, answered = helpers.texts_of(events).items()
+    assert told == (first, first.text)
+    assert [event.finish_reason for event in events][-1] == "length"
+    assert first.finish_reason == "cancelled"
+    assert session.history[-1] == Turn("Lily", answered[1])
+    assert not session.busy
+    helpers.expect_nothing_held(engine)
+
+
 def test_half_a_character_stays_with_the_answer_it_ends(model: Model) -> None:
     assert model.tokenizer is not None
     names = [model.tokenizer.id_to_piece(i) for i in range(model.tokenizer.vocab_size)]
