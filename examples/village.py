@@ -6,7 +6,8 @@
 
 A player is a WebSocket connection and sends JSON: ``{"to": name, "say": text}``. He hears
 ``{"village": [names]}`` when he arrives, then what the villagers say, piece by piece:
-``{"from": name, "text": piece}``, and at the end of a line ``{"from": name, "end": reason}``; or
+``{"from": name, "text": piece}``, and at the end of a line ``{"from": name, "end": reason, "line":
+text}`` with what counts as said: a line that took too long ends with its last whole sentence. Or
 ``{"from": name, "busy": true}`` from one who is talking to somebody else.
 
 All villagers share the keys and values of the world they live in. Players are answered before
@@ -110,7 +111,7 @@ class Village:
                 if chunk.text:
                     await player.send(_json(**{"from": villager.name, "text": chunk.text}))
         reason = speech.completion.finish_reason if speech.completion else "cancelled"
-        await player.send(_json(**{"from": villager.name, "end": reason}))
+        await player.send(_json(**{"from": villager.name, "end": reason, "line": speech.text}))
 
     async def live(self, pause: float) -> None:
         """Villagers talk to themselves now and then; whoever is near hears it."""
@@ -177,11 +178,10 @@ async def visit(address: str, who: str, lines: list[str]) -> list[str]:
             answer = ""
             async for message in village:
                 heard = json.loads(message)
-                if heard.get("aside"):
+                if "text" in heard:
                     continue
-                answer += BUSY if "busy" in heard else heard.get("text", "")
-                if "end" in heard or "busy" in heard or "error" in heard:
-                    break
+                answer = BUSY if "busy" in heard else heard.get("line", "")
+                break
             answers.append(answer)
     return answers
 

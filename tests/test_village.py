@@ -65,6 +65,19 @@ def test_what_a_villager_says_does_not_depend_on_the_others(example: ModuleType)
     assert all(alone)
 
 
+def test_a_line_that_takes_too_long_is_told_as_it_is_remembered(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(example, "ANSWER_MS", 0)
+
+    async def main() -> None:
+        async with example.village(pause=1000) as (village, address):
+            (answer,) = await example.visit(address, "小兔莉莉", ["你好！"])
+            assert answer == village.villagers["小兔莉莉"].history[-1].answer == "我要想一想。"
+
+    asyncio.run(main())
+
+
 def test_players_may_leave_in_mid_sentence(example: ModuleType) -> None:
     async def main() -> None:
         async with example.village(pause=1000) as (village, address):
