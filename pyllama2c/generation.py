@@ -148,7 +148,8 @@ class Generation:
                 raise ArgumentError(f"on_deadline returned {text!r}, expected a str")
             if self.completion is not None:  # it has cancelled the text, or closed the engine
                 return
-            ids = self.ids[: self._within(text)[0]]
+            if self._tokenizer is not None:  # without one there is no text to cut
+                ids = self.ids[: self._within(text)[0]]
         ended_by_token = progress.finish == _core.FinishReason.STOP and finish == "stop"
         n_tokens = len(self.ids) + (ended_by_token and not self._matched)
         decode = progress.decode_seconds

@@ -340,6 +340,9 @@ def new_state(
         raise CapacityError(
             f"prefix has {len(ids)} tokens, at most {engine.max_length - 2} leave room for a text"
         )
+    vocab_size = engine.model.config.vocab_size
+    if max(ids, default=0) >= vocab_size:
+        raise ArgumentError(f"prefix holds token {max(ids)}, expected 0 to {vocab_size - 1}")
     seed = secrets.randbits(32) if params.seed is None else params.seed
     engine._generation(ids, params, terms)  # refuses what does not fit the vocabulary
     return SessionState(_checked_name(name), params, terms.overflow, seed, ids, len(ids))

@@ -317,3 +317,18 @@ def test_without_a_tokenizer_there_are_ids(model: Model, tmp_path: Path) -> None
         assert answer.token_ids == model.generate([1, 5, 6], seed=1, **OPTIONS).token_ids
         assert session.history == [Turn("", "")]
         assert session.ids == (1, 5, 6, *answer.token_ids)
+        with pytest.raises(ArgumentError, match="prefix holds token 420"):
+            session._engine.session(prefix=[1, 420])
+
+
+def test_without_a_tokenizer_a_deadline_cuts_nothing_off(model: Model, tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(model.path.read_bytes())
+    with Model(path) as bare, Engine(bare) as engine:
+        session = engine.session(overflow="slide")
+        request = session.submit([5], deadline_ms=50, ignore_eos=True)
+        told = [i for event in helpers.run(engine, 5) for i in event.chunk.token_ids]
+        assert request.completion is not None
+        assert request.completion.finish_reason == "deadline"
+        assert list(request.completion.token_ids) == told
+        assert session.ids == (1, 5, *told)
