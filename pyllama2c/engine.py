@@ -157,8 +157,9 @@ class Engine:
 
         Args:
             budget_ms: most milliseconds to take; passes that do not fit go on in the next call. The
-                call may take longer by the time of one layer of the model. Default: one pass over
-                all requests, however long it takes.
+                call may take longer by the time of one layer of the model, and where another thread
+                is in `step`, by what that one takes. Default: one pass over all requests, however
+                long it takes.
 
         Returns:
             The events, none when there is nothing to do. A request may have had several tokens.
