@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import operator
 import re
+import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -33,7 +33,8 @@ def parse_bytes(name: str, value: int | str) -> int:
 
 def milliseconds(name: str, value: float) -> float:
     """A number from 0, of any type. Raises ArgumentError naming the argument ``name``."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= sys.float_info.max:  # ints may be larger
         raise ArgumentError(f"{name} is {value!r}, expected milliseconds, or None")
     return float(value)
 

@@ -385,6 +385,7 @@ def test_a_step_may_be_closed_from_another_thread(speaker: Path) -> None:
         ({"priority": 2**31}, "priority is 2147483648"),
         ({"deadline_ms": -1}, "deadline_ms is -1"),
         ({"deadline_ms": float("nan")}, "deadline_ms is nan"),
+        ({"deadline_ms": 10**400}, "deadline_ms is 1000"),
         ({"on_deadline": 5}, "on_deadline is 5"),
         ({"overflow": "wrap"}, "overflow is 'wrap'"),
         ({"temperature": -1}, "temperature is -1"),
