@@ -142,9 +142,11 @@ def test_priority_then_deadline_then_arrival(model: Model) -> None:
     late = engine.submit("a", deadline_ms=50_000, **options)
     none = engine.submit("b", **options)
     soon = engine.submit("c", deadline_ms=40_000, **options)
-    high = engine.submit("d", priority=1, **options)
+    lowest = engine.submit("d", priority=-(2**31), **options)
+    high = engine.submit("e", priority=1, **options)
+    highest = engine.submit("f", priority=2**31 - 1, **options)
     ends = [event.request for event in helpers.run(engine) if event.finish_reason]
-    assert ends == [high, soon, late, none]
+    assert ends == [highest, high, soon, late, none, lowest]
 
 
 def test_the_deadline_ends_a_text(model: Model) -> None:

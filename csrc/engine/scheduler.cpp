@@ -23,8 +23,8 @@ Scheduler::Scheduler(int n_blocks, int max_sequences, int prefill_chunk)
     : blocks_(n_blocks), max_sequences_(max_sequences), prefill_chunk_(prefill_chunk) {}
 
 bool Scheduler::before(const Sequence& a, const Sequence& b) {
-    return std::make_tuple(-a.priority, a.options.deadline, a.id) <
-           std::make_tuple(-b.priority, b.options.deadline, b.id);
+    return std::make_tuple(b.priority, a.options.deadline, a.id) <
+           std::make_tuple(a.priority, b.options.deadline, b.id);
 }
 
 void Scheduler::insert(Queue& queue, std::shared_ptr<Sequence> sequence) {
