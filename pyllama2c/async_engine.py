@@ -404,6 +404,7 @@ class AsyncSession(SessionBase):
         Args and errors are those of `Session.send`; they are checked at once.
         """
         terms = Terms(priority, deadline_ms, on_deadline)
+        asyncio.get_running_loop()  # raises without one, before anything is said
         engine = self._async_engine
         request = self._start(
             text, params, options, terms, announce=True, max_unread=engine._max_unread

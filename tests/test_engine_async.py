@@ -257,6 +257,13 @@ def test_errors_come_at_once(model: Model) -> None:
     asyncio.run(main())
 
 
+def test_without_an_event_loop_nothing_is_said(model: Model) -> None:
+    session = AsyncEngine(model).session(prefix="Once")
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        session.stream("Lily")
+    assert session.history == []
+
+
 def test_a_stream_has_one_reader_at_a_time(model: Model) -> None:
     async def main() -> None:
         async with AsyncEngine(model) as engine:
