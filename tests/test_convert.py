@@ -148,6 +148,23 @@ def test_a_tokenizer_bin_is_enough(
     assert (tmp_path / "back" / "tokenizer.bin").read_bytes() == exported
 
 
+def test_a_tokenizer_bin_in_a_hugging_face_directory_comes_along(
+    source: Path, model: Checkpoint, tmp_path: Path
+) -> None:
+    """llama2.c's exporter leaves generation_config.json there, and no tokenizer."""
+    convert(source, tmp_path / "hf")
+    for name in ("tokenizer.json", "tokenizer.model"):  # the settings may stay, or not
+        (tmp_path / "hf" / name).unlink()
+    done = convert(tmp_path / "hf", tmp_path / "none")
+    assert any("no tokenizer" in note for note in done.notes)
+    convert(source, tmp_path / "v0" / "model.bin", to="v0")
+    shutil.copy(tmp_path / "v0" / "tokenizer.bin", tmp_path / "hf")
+    for name in ("second", "third"):
+        convert(tmp_path / "hf", tmp_path / name)
+        check_same_text(tmp_path / name, model)
+        (tmp_path / "hf" / "tokenizer_config.json").unlink(missing_ok=True)
+
+
 def test_without_a_tokenizer_it_says_so(source: Path, tmp_path: Path) -> None:
     (source.parent / "tokenizer.model").unlink()
     done = convert(source, tmp_path / "hf")

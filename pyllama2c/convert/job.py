@@ -118,7 +118,7 @@ def convert(
         if tokenizer is None and checkpoint.kind == "Hugging Face":
             companions = _companions(checkpoint.path)
         write = partial(_write_hf, result=result, tokenizer=sentencepiece, companions=companions)
-        if any(name.startswith("tokenizer") for name in companions):
+        if _has_tokenizer(companions):
             missing = None
     elif to == "packed":
         folder = destination.parent
@@ -217,6 +217,11 @@ def _companions(directory: Path) -> dict[str, Path]:
     return {name: path for name, path in paths.items() if path.exists()}
 
 
+def _has_tokenizer(companions: Mapping[str, Path]) -> bool:
+    # tokenizer_config.json by itself holds no vocabulary.
+    return "tokenizer.json" in companions or "tokenizer.model" in companions
+
+
 def _write_hf(
     staging: Path,
     *,
@@ -226,10 +231,10 @@ def _write_hf(
 ) -> None:
     config = result.source.config
     write_hf(staging, result.source, result.dtype, _special_ids(result.source, tokenizer))
-    if tokenizer is not None and not companions:
-        write_hf_tokenizer(tokenizer, staging, config.max_seq_len)
     for name, path in companions.items():
         shutil.copyfile(path, staging / name)
+    if tokenizer is not None and not _has_tokenizer(companions):
+        write_hf_tokenizer(tokenizer, staging, config.max_seq_len)
 
 
 def _write_packed(
