@@ -171,3 +171,8 @@ def test_names_file(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("莉莉\n莉莉\n")
     with pytest.raises(DataError, match="expected at least two names"):
         Names.read(tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("莉莉\n小明\n", encoding="utf-8-sig")
+    assert Names.read(tmp_path / "names.txt").names == ("莉莉", "小明")
+    (tmp_path / "names.txt").write_text("莉莉\n小明\n", encoding="gbk")
+    with pytest.raises(DataError, match=r"names\.txt: not UTF-8"):
+        Names.read(tmp_path / "names.txt")

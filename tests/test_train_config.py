@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pyllama2c.errors import ArgumentError
-from pyllama2c.train.config import TrainConfig, config_names, load_config
+from pyllama2c.train.config import CONFIGS, TrainConfig, config_names, load_config
 
 
 def test_what_comes_with_the_package() -> None:
@@ -103,6 +103,12 @@ def test_broken_files(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "c.toml").write_text(content, encoding="latin-1")
     with pytest.raises(ArgumentError, match=message):
         load_config(tmp_path / "c.toml")
+
+
+def test_a_file_that_an_editor_marked_as_utf_8(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text((CONFIGS / "stories-260k.toml").read_text(), encoding="utf-8-sig")
+    assert load_config(path) == load_config("stories-260k")
 
 
 def test_no_such_configuration() -> None:

@@ -32,11 +32,15 @@ class Names:
         ``安安 安安静静`` says that 安安 is a name, but not inside 安安静静.
 
         Raises:
-            DataError: fewer than two names.
+            DataError: fewer than two names, or not UTF-8.
         """
         names: list[str] = []
         not_names: list[str] = []
-        for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            text = Path(path).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error.reason})") from None
+        for line in text.splitlines():
             name, *longer = line.split() or [""]
             if name:
                 names.append(name)

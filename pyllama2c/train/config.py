@@ -157,7 +157,7 @@ def load_config(source: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
             f"config is {str(source)!r}, expected a TOML file or one of {', '.join(config_names())}"
         )
     try:
-        tables = _parse_toml(path.read_text(encoding="utf-8"), str(path))
+        tables = _parse_toml(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ArgumentError(f"{path}: not UTF-8 ({error})") from None
     unknown = sorted(set(tables) - {"model", "data", "train"})
