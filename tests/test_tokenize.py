@@ -247,3 +247,6 @@ def test_command_line(cli: Callable[..., Any], tmp_path: Path) -> None:
     assert result.status == 2
     assert result.stderr.startswith("error: vocab_size is 9000, but this text allows at most")
     assert len(result.stderr.splitlines()) == 1
+    (tmp_path / "file").touch()  # seen at once, and not after hours of training
+    result = cli("tokenizer", "train", tmp_path / "none.txt", "-o", tmp_path / "file")
+    assert result.stderr.startswith("error: out needs the directory")

@@ -50,6 +50,7 @@ def train(  # noqa: PLR0917 - click passes every option by name
     Writes tokenizer.model, tokenizer.bin (llama2.c) and what transformers' AutoTokenizer needs.
     """
     from pyllama2c.cli.data import progress
+    from pyllama2c.data.files import made_directory
     from pyllama2c.data.readers import read_stories
     from pyllama2c.data.tokenizer import TokenizerConfig, train_tokenizer, write_tokenizer
 
@@ -61,6 +62,7 @@ def train(  # noqa: PLR0917 - click passes every option by name
         split_digits=split_digits,
         seed=seed,
     )
-    model = train_tokenizer(progress(read_stories(sources, field), "read"), config)
-    write_tokenizer(model, out)
+    with made_directory(out):  # training takes long: what is wrong there shows before it
+        model = train_tokenizer(progress(read_stories(sources, field), "read"), config)
+        write_tokenizer(model, out)
     click.echo(f"{out}: tokenizer.model, tokenizer.bin, tokenizer.json, {vocab_size:,} pieces")
