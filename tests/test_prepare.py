@@ -122,7 +122,7 @@ def test_command_line(cli: Callable[..., Any], tmp_path: Path) -> None:
         "empty ones dropped": "1", "characters": "7", "distinct": "6",
     }  # fmt: skip
     (tmp_path / "names.txt").write_text("小明\n小红\n")
-    out = tmp_path / "more.jsonl"
+    out = tmp_path / "more" / "stories.jsonl"
     result = cli("data", "augment", source, "-o", out, "--names", tmp_path / "names.txt",
                  "--copies", 3)  # fmt: skip
     assert (result.status, result.stdout) == (0, f"{out}: 12 stories\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from pyllama2c.data.files import atomic_write
+from pyllama2c.data.files import atomic_write, made_directory
 
 T = TypeVar("T")
 
@@ -24,12 +24,13 @@ def write_copies(
     Args:
         items: what is told; their order changes.
         tell: makes one story of an item.
-        out: a JSONL file.
+        out: a JSONL file; its folder is made if need be.
         copies: how many stories of each.
         seed: the same seed writes the same file.
     """
     random = Random(seed)
-    with atomic_write(Path(out)) as file:
+    out = Path(out)
+    with made_directory(out.parent), atomic_write(out) as file:
         for _ in range(copies):
             random.shuffle(items)
             for item in items:
