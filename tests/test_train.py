@@ -118,6 +118,10 @@ def test_files_that_do_not_belong_together(data: DataConfig, tmp_path: Path) -> 
     wrong = dataclasses.replace(data, tokenizer=str(tmp_path / "tokenizer.model"))
     with pytest.raises(DataError, match="was made with another tokenizer than"):
         train(dataclasses.replace(config, data=wrong), tmp_path)
+    longer = dataclasses.replace(MODEL, max_seq_len=4096)
+    short = dataclasses.replace(data, windows="chunks")
+    with pytest.raises(DataError, match=r"validation\.npy: \d+ tokens are too few for a window"):
+        train(dataclasses.replace(config, model=longer, data=short), tmp_path)
     missing = dataclasses.replace(data, train="missing.npy")
     with pytest.raises(DataError, match=r"missing\.npy\.json: no such file"):
         train(dataclasses.replace(config, data=missing), tmp_path)

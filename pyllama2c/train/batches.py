@@ -102,7 +102,8 @@ def open_windows(config: RunConfig) -> tuple[Windows, Windows, float]:
         loss per token becomes a loss per character.
 
     Raises:
-        DataError: a file cannot be read, or belongs to another tokenizer or vocabulary.
+        DataError: a file cannot be read, is too short, or belongs to another tokenizer or
+            vocabulary; names it.
     """
     data = config.data
     if not Path(data.tokenizer).is_file():
@@ -118,5 +119,8 @@ def open_windows(config: RunConfig) -> tuple[Windows, Windows, float]:
             )
         if info.tokenizer_sha256 != tokenizer:
             raise DataError(f"{name}: was made with another tokenizer than {data.tokenizer}")
-        opened.append(Windows(tokens, config.model.max_seq_len, data.windows, info.bos_id))
+        try:
+            opened.append(Windows(tokens, config.model.max_seq_len, data.windows, info.bos_id))
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from None
     return opened[0], opened[1], info.tokens / max(1, info.characters)
