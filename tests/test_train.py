@@ -31,7 +31,7 @@ pytest.importorskip("safetensors", reason="training needs safetensors")
 pytest.importorskip("matplotlib", reason="training draws its losses with matplotlib")
 
 from pyllama2c.train.batches import IGNORED, Windows  # noqa: E402
-from pyllama2c.train.metrics import read_metrics  # noqa: E402
+from pyllama2c.train.metrics import Metrics, read_metrics  # noqa: E402
 from pyllama2c.train.model import Llama  # noqa: E402
 from pyllama2c.train.trainer import train  # noqa: E402
 
@@ -305,6 +305,14 @@ def test_metrics_are_read_up_to_the_first_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step"\xff\n{"step": 3}\n')
     assert read_metrics(path) == [{"step": 1}]
+
+
+def test_metrics_are_json_whatever_the_numbers(tmp_path: Path) -> None:
+    """Of float16, whose first gradients are endless."""
+    metrics = Metrics(tmp_path, 0)
+    metrics.write(1, loss=2.5, grad_norm=float("inf"))
+    metrics.close()
+    assert metrics.path.read_text() == '{"step": 1, "loss": 2.5, "grad_norm": null}\n'
 
 
 def test_without_matplotlib_nothing_is_trained(

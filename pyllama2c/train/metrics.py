@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,10 @@ class Metrics:
         self.file = self.path.open("a", encoding="utf-8")
         self.tensorboard = _open_tensorboard(run, step)
 
-    def write(self, step: int, **values: Any) -> None:
-        """Add a line."""
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+    def write(self, step: int, **values: float) -> None:
+        """Add a line; a number that is none becomes null, for which JSON has a word."""
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self.file.write(json.dumps({"step": step, **known}) + "\n")
         self.file.flush()
         if self.tensorboard is not None:
             for name, value in values.items():
