@@ -148,6 +148,14 @@ def test_datasets_in_a_directory(tmp_path: Path) -> None:
         texts(tmp_path)
 
 
+def test_an_archive_packed_from_the_folder_above(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(_tar("../one.txt", b"One", "w"))
+    (tmp_path / "b.tar").write_bytes(_tar("../.hidden/two.txt", b"Two", "w"))
+    assert [story.text for story in read_stories([tmp_path / "a.tar"])] == ["One"]
+    with pytest.raises(DataError, match="no file in this archive"):
+        list(read_stories([tmp_path / "b.tar"]))
+
+
 def test_directories_in_the_order_of_names(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.txt").write_text("two")

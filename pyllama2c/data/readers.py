@@ -119,7 +119,8 @@ def _walk(directory: Path) -> Iterator[Path]:
 
 
 def _is_skipped(name: str) -> bool:
-    return name.startswith(".") or any(fnmatch(name, pattern) for pattern in _NO_STORIES)
+    hidden = name.startswith(".") and name != ".."
+    return hidden or any(fnmatch(name, pattern) for pattern in _NO_STORIES)
 
 
 def _is_readable(name: str) -> bool:
