@@ -276,6 +276,22 @@ def test_resuming_takes_the_settings_of_now(whole: tuple[RunConfig, Path], tmp_p
     assert [group["betas"] for group in groups] == [(0.5, 0.95)] * 2
 
 
+def test_a_checkpoint_knows_the_loss_of_its_own_weights_alone(
+    data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any) -> float:
+        raise KeyboardInterrupt
+
+    last = tmp_path / "run" / "last" / "model.json"
+    result = train(make_run(data, max_steps=2), tmp_path / "run")
+    assert json.loads(last.read_text())["val_loss"] == result.val_loss
+    monkeypatch.setattr("pyllama2c.train.trainer.Trainer.evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):  # at step 4, when 3 is saved
+        train(make_run(data, max_steps=4, checkpoint_interval=3), tmp_path / "run", resume=True)
+    content = json.loads(last.read_text())
+    assert (content["step"], content["val_loss"]) == (3, None)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

@@ -122,7 +122,8 @@ class Trainer:
         for group, own in zip(self.optimizer.param_groups, settings, strict=True):
             group.update(own)
 
-    def save(self, *, best: bool) -> None:
+    def save(self, val_loss: float | None = None, *, best: bool = False) -> None:
+        """Write a checkpoint; ``val_loss`` is that of these very weights, if it is known."""
         if not self.device.is_main:
             return
         # No state of a random number generator: every step seeds its own.
@@ -140,7 +141,7 @@ class Trainer:
             weights=self.model.state_dict(),
             trainer=state,
             tokenizer=Path(self.config.data.tokenizer),
-            val_loss=self.val_loss if math.isfinite(self.val_loss) else None,
+            val_loss=val_loss,
             best=best,
         )
 
@@ -273,7 +274,7 @@ class Trainer:
                 if evaluated:
                     self.look(metrics, partial(bar.write, file=sys.stderr))
                 elif saved:
-                    self.save(best=False)
+                    self.save()
                 else:
                     continue
                 clock, clock_step = time.perf_counter(), self.step
@@ -320,7 +321,7 @@ class Trainer:
                 file.write(f"step {self.step}, validation loss {self.val_loss:.4f}\n{text}\n\n")
             if self.progress:
                 show(f"step {self.step}, validation loss {self.val_loss:.4f}\n{text}\n")
-        self.save(best=best)
+        self.save(self.val_loss, best=best)
         if metrics:
             metrics.plot()
 
