@@ -276,6 +276,20 @@ def test_resuming_takes_the_settings_of_now(whole: tuple[RunConfig, Path], tmp_p
     assert [group["betas"] for group in groups] == [(0.5, 0.95)] * 2
 
 
+def test_processes_that_see_different_runs(whole: tuple[RunConfig, Path]) -> None:
+    from pyllama2c.train.device import Device
+    from pyllama2c.train.trainer import Trainer
+
+    class OneOfTwo(Device):
+        def mean(self, value: torch.Tensor) -> float:
+            return float(value) / 2  # the other one found nothing to resume from
+
+    config, out = whole
+    device = OneOfTwo(torch.device("cpu"), torch.float32, 0, 1)
+    with pytest.raises(CheckpointError, match="every machine has to see the same directory"):
+        Trainer(config, out, device, False)
+
+
 def test_a_checkpoint_knows_the_loss_of_its_own_weights_alone(
     data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

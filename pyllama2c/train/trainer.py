@@ -99,6 +99,12 @@ class Trainer:
         self.val_loss = math.inf
         if (out / "last").exists():
             self.load(out / "last")
+        step = torch.tensor(self.step, dtype=torch.float64, device=device.device)
+        if device.mean(step) != self.step:
+            raise CheckpointError(
+                f"{out}/last is of step {self.step} here, but not in the other processes of the "
+                "run: every machine has to see the same directory"
+            )
         self.forward = self.prepared_model()
 
     # ---- state ---------------------------------------------------------------------------
