@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import signal
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -145,6 +146,8 @@ _encoder: _Encoder
 
 def _start_worker(tokenizer: Path) -> None:
     global _encoder  # noqa: PLW0603 - one per worker process, loaded once
+    # Ctrl-C reaches all processes of a terminal; it is the first that ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _encoder = _Encoder(tokenizer)
 
 
