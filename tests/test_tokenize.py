@@ -114,7 +114,7 @@ def test_ctrl_c_is_one_line(tmp_path: Path, model: Path) -> None:
     command = ["tokenize", tmp_path / "s.jsonl", "-z", model, "-o", tmp_path / "t.npy",
                "-j", "2", "--shard", "1"]  # fmt: skip
     process = subprocess.Popen(
-        [sys.executable, "-m", "pyllama2c", "data", *command],
+        [sys.executable, "-m", "pyllama2c", "data", *map(str, command)],
         stderr=subprocess.PIPE,
         start_new_session=True,
     )

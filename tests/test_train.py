@@ -281,7 +281,7 @@ def test_processes_that_see_different_runs(whole: tuple[RunConfig, Path]) -> Non
     from pyllama2c.train.trainer import Trainer
 
     class OneOfTwo(Device):
-        def mean(self, value: torch.Tensor) -> float:
+        def mean(self, value: Any) -> float:
             return float(value) / 2  # the other one found nothing to resume from
 
     config, out = whole
