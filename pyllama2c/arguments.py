@@ -15,6 +15,9 @@ from pyllama2c.sampling import SamplingParams
 
 Prompt = str | Sequence[int]
 
+# Sequences of integers, but nobody means token ids by them.
+_BYTES = (bytes, bytearray, memoryview)
+
 
 def parse_bytes(name: str, value: int | str) -> int:
     """``"1GiB"``, ``"512 MiB"``, ``"64KiB"`` or a plain number, as bytes.
@@ -58,9 +61,11 @@ def positive(name: str, value: int, most: int) -> int:
 
 def as_ids(ids: Sequence[int]) -> list[int]:
     try:
-        result = [operator.index(i) for i in ids]
+        result = None if isinstance(ids, _BYTES) else [operator.index(i) for i in ids]
     except TypeError:
-        raise ArgumentError(f"ids is {ids!r}, expected a sequence of whole numbers") from None
+        result = None
+    if result is None:
+        raise ArgumentError(f"ids is {ids!r:.80}, expected a sequence of whole numbers")
     for i in result:
         if not 0 <= i < 2**31:
             raise ArgumentError(f"ids holds {i}, expected a token id of the vocabulary")
@@ -71,12 +76,18 @@ def as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
     """The prompts in a list, and whether there may be several."""
     if isinstance(prompt, str):
         return [prompt], False
-    if isinstance(prompt, (bytes, dict)) or not hasattr(prompt, "__iter__"):
-        raise ArgumentError(f"prompt is {prompt!r}, expected text, token ids, or a list of those")
+    if isinstance(prompt, (*_BYTES, dict)) or not hasattr(prompt, "__iter__"):
+        raise ArgumentError(
+            f"prompt is {prompt!r:.80}, expected text, token ids, or a list of those"
+        )
     items = list(prompt)
     # numpy's arrays have an __index__ too, for those of one element.
-    if items and all(hasattr(i, "__index__") and not hasattr(i, "__len__") for i in items):
+    strangers = [i for i in items if not hasattr(i, "__index__") or hasattr(i, "__len__")]
+    if items and not strangers:
         return [items], False
+    for item in strangers:
+        if not hasattr(item, "__iter__"):
+            raise ArgumentError(f"prompt holds {item!r:.80}, expected text or token ids")
     return items, True
 
 
@@ -91,7 +102,7 @@ def as_params(
     elif isinstance(params, SamplingParams):
         many = [params] * n_prompts
     elif not is_batch or not isinstance(params, Sequence):
-        raise ArgumentError(f"params is {params!r}, expected a SamplingParams")
+        raise ArgumentError(f"params is {params!r:.80}, expected a SamplingParams")
     else:
         many = list(params)
     if len(many) != n_prompts:
@@ -100,7 +111,7 @@ def as_params(
         )
     for one in many:
         if not isinstance(one, SamplingParams):
-            raise ArgumentError(f"params holds {one!r}, expected a SamplingParams")
+            raise ArgumentError(f"params holds {one!r:.80}, expected a SamplingParams")
     try:
         return [one.replace(**options) for one in many] if options else many
     except TypeError as error:

@@ -248,6 +248,10 @@ def test_one_token_vocabulary(tmp_path: Path) -> None:
         ([2**40], {}, str(2**40)),
         (None, {}, "prompt is None"),
         (b"Once", {}, "prompt is b'Once'"),
+        (bytearray(b"Once"), {}, "prompt is bytearray"),
+        (memoryview(b"Once"), {}, "prompt is <memory"),
+        ([5, 1.5], {}, "prompt holds 1.5, expected"),
+        (np.array([5.0]), {}, "prompt holds .*5.0.*, expected"),
         ("\ud800", {}, "lone surrogate"),
         ("Once", {"temperature": float("nan")}, "temperature is nan"),
         ("Once", {"length": 3}, "length"),
@@ -266,11 +270,25 @@ def test_bad_arguments_are_named(
 
 
 def test_bad_lists_are_named(model: Model) -> None:
-    for prompts, message in (([[]], "prompt has no tokens"), ([0.5], "0.5"), ([None], "None")):
+    for prompts, message in (
+        ([[]], "prompt has no tokens"),
+        ([0.5], "0.5"),
+        ([None], "None"),
+        ([b"Once"], "ids is b'Once'"),
+        ([[5], None], "prompt holds None"),
+    ):
         with pytest.raises(ArgumentError, match=message):
             model.generate(prompts)  # type: ignore[call-overload]
     with pytest.raises(ArgumentError, match="params has 2 entries, expected one for each of 1"):
         model.generate(["Once"], [SamplingParams()] * 2)
+
+
+@pytest.mark.parametrize("ids", [b"ab", bytearray(b"ab"), memoryview(b"ab"), [1.0] * 1000])
+def test_what_is_no_list_of_ids(model: Model, ids: Any) -> None:
+    for call in (model.logits, model.log_probabilities):
+        with pytest.raises(ArgumentError, match=r"^ids is .*, expected") as error:
+            call(ids)
+        assert len(str(error.value)) < 200
 
 
 def test_a_bad_prompt_takes_no_other_with_it(model: Model) -> None:
