@@ -69,6 +69,8 @@ def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
         CheckpointError: there is no such path, or what is there cannot be used.
         ArgumentError: dtype or mmap ask for what the model does not store.
     """
+    if not isinstance(dtype, str):  # as numpy's and PyTorch's types are not
+        raise ArgumentError(f"dtype is {dtype!r}, expected auto, float32, bfloat16, int8 or int4")
     if path.is_file() and is_safetensors(path):
         return _load_packed(path, dtype, mmap, n_threads)
     if (kind := pickled_kind(path)) is not None:

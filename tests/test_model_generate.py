@@ -306,6 +306,8 @@ def test_a_bad_prompt_takes_no_other_with_it(model: Model) -> None:
         ({"n_threads": 2000}, "n_threads is 2000"),
         ({"n_threads": True}, "n_threads is True"),
         ({"dtype": "float8"}, "dtype is 'float8', expected"),
+        ({"dtype": np.float32}, "dtype is <class 'numpy.float32'>, expected"),
+        ({"dtype": None}, "dtype is None, expected"),
         ({"kv_dtype": "int4"}, "kv_dtype is 'int4', expected"),
         ({"max_sequences": 0}, "max_sequences is 0"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),
