@@ -46,8 +46,20 @@ def test_without_a_tokenizer(cli: Cli, tmp_path: Path) -> None:
     config = models.CONFIGS["untied"]
     path = models.write_v0(tmp_path / "model.bin", config, models.random_tensors(config))
     shown = rows(cli("info", path).stdout)
-    assert shown["tokenizer"] == "none"
+    assert shown["tokenizer"] == f"none: no tokenizer was found next to {path}"
     assert shown["vocab_size"] == "96 (classifier of its own)"
+
+
+def test_a_tokenizer_that_is_not_supported(cli: Cli, tmp_path: Path) -> None:
+    config = models.CONFIGS["untied"]
+    path = models.write_v0(tmp_path / "model.bin", config, models.random_tensors(config))
+    (tmp_path / "tokenizer.json").write_text('{"model": {"type": "Unigram"}}')
+    reason = f"{tmp_path / 'tokenizer.json'}: the tokenizer's model is Unigram"
+    assert rows(cli("info", path).stdout)["tokenizer"].startswith(f"none: {reason}")
+    result = cli("run", path)
+    assert result.status == 2
+    assert reason in result.stderr
+    assert "name one with -z" in result.stderr
 
 
 @pytest.mark.parametrize(

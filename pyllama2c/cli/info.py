@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pyllama2c.cli.common import model_argument, open_model, threads_option, tokenizer_option
+
+if TYPE_CHECKING:
+    from pyllama2c.tokenizer import Tokenizer
 
 
 @click.command()
@@ -20,6 +24,7 @@ def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> Non
     """
     with open_model(model, tokenizer, threads) as loaded:
         config, about, found = loaded.config, loaded.info(), loaded.tokenizer
+        no_tokenizer = loaded._no_tokenizer
     kv = about["kv_bytes_per_token"]
     heads = f"{config.n_heads} (size {config.head_size}), {config.n_kv_heads} for keys and values"
     file_bytes = about["file_bytes"]
@@ -37,7 +42,7 @@ def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> Non
         "context": f"{config.max_seq_len} tokens",
         "rope_theta": f"{config.rope_theta:g}",
         "norm_eps": f"{config.norm_eps:g}",
-        "tokenizer": f"{found.path} ({found.kind}, {found.vocab_size} pieces)" if found else "none",
+        "tokenizer": _tokenizer(found) if found else f"none: {no_tokenizer}",
         "weights": f"{_size(about['weights_bytes'])}, {_place(about['mapped'])}",
         "KV cache": f"{_size(kv)} per token, {_size(kv * config.max_seq_len)} per full context",
         "ISA": about["isa"],
@@ -46,6 +51,10 @@ def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> Non
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:{width}}  {value}")
+
+
+def _tokenizer(found: Tokenizer) -> str:
+    return f"{found.path} ({found.kind}, {found.vocab_size} pieces)"
 
 
 def _embeddings(tied: bool) -> str:
