@@ -161,3 +161,14 @@ def test_a_closed_stdin_is_the_end_of_input(speaker: Path) -> None:
     command = f"exec {sys.executable} -m pyllama2c run {speaker} -m chat -s 1 <&-"
     result = subprocess.run(command, shell=True, capture_output=True, check=False)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("closed", "status", "message"), [(">&-", 2, b"stdout is closed"), ("2>&-", 0, b"")]
+)
+def test_closed_outputs(speaker: Path, closed: str, status: int, message: bytes) -> None:
+    command = f"exec {sys.executable} -m pyllama2c run {speaker} -m chat -s 1 {closed}"
+    result = subprocess.run(command, shell=True, capture_output=True, check=False, input=b"hi\n")
+    assert result.returncode == status
+    assert message in result.stderr
+    assert b"unexpected" not in result.stderr

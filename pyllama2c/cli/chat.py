@@ -86,10 +86,20 @@ def _ask(label: str) -> str | None:
     """A line from stdin that is not empty, or None at the end of input."""
     while sys.stdin is not None:  # it is None if whoever started us has closed it
         try:
-            line = input(label).strip()
+            line = _read_line(label).strip()
         except EOFError:
             show("\n")
             return None
         if line:
             return line
     return None
+
+
+def _read_line(label: str) -> str:
+    if sys.stdin.isatty():
+        return input(label)
+    show(label)  # input() would want stdout and stderr to be open
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line
