@@ -90,6 +90,13 @@ def edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
     def top(**change: Any) -> Callable[[dict[str, Any]], Any]:
         return lambda content: content.update(change)
 
+    def added(**settings: Any) -> Callable[[dict[str, Any]], Any]:
+        def add(content: dict[str, Any]) -> None:
+            token_id = len(content["model"]["vocab"])
+            content["added_tokens"].append({"id": token_id, "content": "<|user|>", **settings})
+
+        return add
+
     byte_level = {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}]}
     return {
         "unigram": (model(type="Unigram"), "Unigram"),
@@ -105,6 +112,9 @@ def edits() -> dict[str, tuple[Callable[[dict[str, Any]], Any], str]]:
         "merge missing": (lambda c: c["model"]["merges"].pop(), "are not merged into"),
         "hole": (lambda c: c["model"]["vocab"].pop("<0x41>"), "ids are not"),
         "twice": (lambda c: c["added_tokens"][0].update(content="<t>"), "id 1 is both"),
+        "lstrip": (added(lstrip=True), "lstrip of the added token '<.user.>' is True"),
+        "rstrip": (added(rstrip=True), "rstrip of the added token '<.user.>' is True"),
+        "single word": (added(single_word=True), "single_word of the added token"),
         "no model": (lambda c: c.pop("model"), "not a tokenizer.json"),
         "vocab": (model(vocab=["a"]), "not a tokenizer.json"),
         "merges": (model(merges=[["a"]]), "not a tokenizer.json"),
@@ -124,6 +134,13 @@ def test_what_sentencepiece_cannot_do_is_refused(content: dict[str, Any], name: 
     edit(broken)
     with pytest.raises(TokenizerError, match=message):
         back_from(broken)
+
+
+def test_special_tokens_may_strip_spaces(content: dict[str, Any]) -> None:
+    """They are never read from text, so that does not matter."""
+    stripping = copy.deepcopy(content)
+    stripping["added_tokens"][1].update(lstrip=True, rstrip=True)
+    assert back_from(stripping).encode("a </s> b") == back_from(content).encode("a </s> b")
 
 
 def test_merges_in_another_order_are_refused(content: dict[str, Any]) -> None:

@@ -56,6 +56,12 @@ def _translate(content: dict[str, Any], config: dict[str, Any]) -> bytes:
     for token_id, token in added.items():
         is_control = token.get("special") or pieces[token_id] in (bos, eos)
         kinds[pieces[token_id]] = proto.CONTROL if is_control else proto.USER_DEFINED
+        for key in ("lstrip", "rstrip", "single_word"):
+            if token.get(key) and not is_control:  # control pieces are never read from text
+                raise TokenizerError(
+                    f"{key} of the added token {pieces[token_id]!r} is {token[key]!r}, "
+                    "which SentencePiece does not know"
+                )
     if byte_fallback:
         kinds |= {piece: proto.BYTE for piece in pieces if _BYTE_PIECE.fullmatch(piece)}
     if unknown not in kinds:
