@@ -114,8 +114,11 @@ def test_pickling() -> None:
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", None, b"bytes", 3])
 def test_what_is_no_text_is_refused(text: object) -> None:
+    tokenizer = Tokenizer(vocabularies.train("default"))
     with pytest.raises(ArgumentError, match="text"):
-        Tokenizer(vocabularies.train("default")).encode(text)  # type: ignore[arg-type]
+        tokenizer.encode(text)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="piece"):
+        tokenizer.piece_to_id(text)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("token_id", [-1, 180, 2**40, "1", 1.0, None])
@@ -125,6 +128,12 @@ def test_what_is_no_id_is_refused(token_id: object) -> None:
         tokenizer.decode([token_id])  # type: ignore[list-item]
     with pytest.raises(ArgumentError, match="token id"):
         tokenizer.id_to_piece(token_id)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ids", [3, None, 1.0])
+def test_what_is_no_sequence_of_ids_is_refused(ids: object) -> None:
+    with pytest.raises(ArgumentError, match=f"^ids is {ids}, expected"):
+        Tokenizer(vocabularies.train("default")).decode(ids)  # type: ignore[arg-type]
 
 
 # --- files ------------------------------------------------------------------------------------

@@ -140,6 +140,8 @@ class Tokenizer:
 
         Raises ArgumentError for an id that the vocabulary does not have.
         """
+        if not hasattr(ids, "__iter__"):
+            raise ArgumentError(f"ids is {ids!r}, expected a sequence of token ids")
         text: str = self._processor.decode([self._checked(i) for i in ids])
         return text
 
@@ -152,7 +154,11 @@ class Tokenizer:
         return piece
 
     def piece_to_id(self, piece: str) -> int:
-        """The id of a piece as the vocabulary spells it; `unk_id` if there is no such piece."""
+        """The id of a piece as the vocabulary spells it; `unk_id` if there is no such piece.
+
+        Raises ArgumentError as `encode` does.
+        """
+        _utf8(piece, "piece")  # sentencepiece refuses what this does, in words of its own
         token_id: int = self._processor.piece_to_id(piece)
         return token_id
 
@@ -206,13 +212,13 @@ class Tokenizer:
         return index
 
 
-def _utf8(text: str) -> bytes:
+def _utf8(text: str, name: str = "text") -> bytes:
     if not isinstance(text, str):
-        raise ArgumentError(f"text is {text!r}, expected a str")
+        raise ArgumentError(f"{name} is {text!r}, expected a str")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise ArgumentError(
-            f"text has a lone surrogate ({text[error.start]!r}) at position {error.start}, "
+            f"{name} has a lone surrogate ({text[error.start]!r}) at position {error.start}, "
             "expected valid Unicode"
         ) from None
