@@ -6,6 +6,7 @@ The C++ engine behind pyllama2c.
 from __future__ import annotations
 
 import collections.abc
+import os
 import typing
 
 import numpy
@@ -71,14 +72,16 @@ class Weights:
     """
     @staticmethod
     def from_file(
-        path: str, dtype: str, n_threads: typing.SupportsInt | typing.SupportsIndex
+        path: os.PathLike[str] | str | bytes,
+        dtype: str,
+        n_threads: typing.SupportsInt | typing.SupportsIndex,
     ) -> tuple[Weights, dict[str, typing.Any]]:
         """
         Read a llama2.c checkpoint (v0, v1, v2). Returns the weights and what the file is.
         """
     @staticmethod
     def from_image(
-        path: str,
+        path: os.PathLike[str] | str | bytes,
         begin: typing.SupportsInt | typing.SupportsIndex,
         size: typing.SupportsInt | typing.SupportsIndex,
         config: dict[str, typing.Any],

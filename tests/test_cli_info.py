@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +80,15 @@ def test_real_files(cli: Cli, shared: Path, name: str, about: str) -> None:
     assert shown["format"] == about
     assert shown["parameters"] == "260,032"
     assert shown["tokenizer"].endswith("(llama2.c, 512 pieces)")
+
+
+def test_names_that_are_no_utf8(cli: Cli, speaker: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "\udcff"
+    shutil.copytree(speaker.parent, folder)
+    command = [sys.executable, "-m", "pyllama2c", "info", str(folder / "model.bin")]
+    result = subprocess.run(command, capture_output=True, check=True)
+    assert result.stdout.count(os.fsencode(folder)) == 2  # model and tokenizer
+    (folder / "model.bin").write_bytes(b"")
+    result = cli("info", folder / "model.bin")
+    assert result.status == 2
+    assert result.stderr.endswith("/model.bin is empty\n")

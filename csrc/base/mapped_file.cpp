@@ -13,9 +13,6 @@
 namespace pyllama2c {
 
 MappedFile::MappedFile(const std::string& path) {
-    if (path.find('\0') != std::string::npos) {
-        throw CheckpointError(text("cannot open ", path.c_str(), ": a NUL character in its name"));
-    }
     const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) throw CheckpointError(text("cannot open ", path, ": ", std::strerror(errno)));
     struct stat status{};

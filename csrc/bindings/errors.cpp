@@ -11,7 +11,9 @@ namespace {
 
 void raise(const char* name, const std::exception& error) {
     const py::object type = py::module_::import("pyllama2c.errors").attr(name);
-    py::set_error(type, error.what());
+    // A path in it has whatever bytes the file system has.
+    const auto message = py::reinterpret_steal<py::object>(PyUnicode_DecodeFSDefault(error.what()));
+    py::set_error(type, message);
 }
 
 }  // namespace

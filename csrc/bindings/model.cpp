@@ -1,9 +1,11 @@
 // Weights: from a llama2.c file, or from arrays.
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <numeric>
 
 #include "backends/cpu/transformer.h"
@@ -187,9 +189,9 @@ void register_model(py::module_& m) {
     py::class_<Weights, std::shared_ptr<Weights>>(m, "Weights", "A model's packed weights.")
         .def_static(
             "from_file",
-            [](const std::string& path, const std::string& dtype, int n_threads) {
+            [](const std::filesystem::path& path, const std::string& dtype, int n_threads) {
                 ReleaseGil released;
-                const Checkpoint checkpoint = open_checkpoint(path);
+                const Checkpoint checkpoint = open_checkpoint(path.string());
                 auto weights = std::make_shared<Weights>(
                     checkpoint.tensors, weight_type(dtype, checkpoint.tensors), n_threads);
                 const RetakeGil taken(released);
@@ -212,15 +214,16 @@ void register_model(py::module_& m) {
             "Pack arrays under llama2.c's names: float32, float16, or bfloat16 as uint16.")
         .def_static(
             "from_image",
-            [](const std::string& path, size_t begin, size_t size, const py::dict& config,
+            [](const std::filesystem::path& path, size_t begin, size_t size, const py::dict& config,
                const std::string& dtype, int group_size, bool copy, int n_threads) {
                 const ModelConfig sizes = config_from(config);
                 const WeightType type = weight_type(dtype);
                 const ReleaseGil release;
-                const auto file = std::make_shared<MappedFile>(path);
+                const auto file = std::make_shared<MappedFile>(path.string());
                 if (begin > file->size() || size > file->size() - begin) {
-                    throw CheckpointError(text(path, ": weights need ", size, " bytes at offset ",
-                                               begin, ", but the file ends at ", file->size()));
+                    throw CheckpointError(text(path.string(), ": weights need ", size,
+                                               " bytes at offset ", begin,
+                                               ", but the file ends at ", file->size()));
                 }
                 auto weights = std::make_shared<Weights>(sizes, type, group_size,
                                                          file->data() + begin, size, file);

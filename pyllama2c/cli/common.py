@@ -75,7 +75,8 @@ def show(text: str) -> None:
     """Write text to stdout at once, as UTF-8 whatever the locale says."""
     if sys.stdout is None:  # so it is if whoever started us has closed it
         raise click.ClickException("stdout is closed, so there is nowhere to write to")
-    sys.stdout.buffer.write(text.encode())
+    # The name of a file may hold bytes that are no UTF-8; they come out as they are.
+    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
     sys.stdout.buffer.flush()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyllama2c.cli.common import model_argument, open_model, threads_option, tokenizer_option
+from pyllama2c.cli.common import model_argument, open_model, show, threads_option, tokenizer_option
 
 if TYPE_CHECKING:
     from pyllama2c.tokenizer import Tokenizer
@@ -50,7 +50,7 @@ def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> Non
     }
     width = max(map(len, rows))
     for name, value in rows.items():
-        click.echo(f"{name:{width}}  {value}")
+        show(f"{name:{width}}  {value}\n")
 
 
 def _tokenizer(found: Tokenizer) -> str:
