@@ -105,29 +105,10 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
     return whole;
 }
 
-#include "kernels/vector_kernels.h"
-
-#include "kernels/vector_attention.h"
-#include "kernels/vector_attention8.h"
-#include "kernels/vector_int4.h"
+#include "kernels/vector_table.h"
 
 }  // namespace
 
-const KernelTable avx512_kernels = {
-    "avx512",
-    matmul_f32,
-    matmul_bf16,
-    matmul_q8,
-    matmul_q4,
-    quantize,
-    quantize_int4,
-    rmsnorm,
-    rope,
-    swiglu,
-    {store_key<KvF32>, store_key<KvF16>, store_key8},
-    {store_value<KvF32>, store_value<KvF16>, store_value8},
-    {attend<KvF32>, attend<KvF16>, attend8},
-    softmax,
-};
+const KernelTable avx512_kernels = vector_table("avx512");
 
 }  // namespace pyllama2c

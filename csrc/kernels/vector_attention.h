@@ -1,5 +1,5 @@
-// Attention over a KV cache of floats; see vector_kernels.h, behind which the ISAs' files include
-// this one.
+// Attention over a KV cache of floats; see vector_kernels.h, behind which vector_table.h
+// includes this file.
 
 struct KvF32 {
     using Element = float;

@@ -1,6 +1,6 @@
 // Attention over a KV cache of int8, in whole numbers: scores and sums of values are products with
-// packed matrices, like those with int8 weights. See vector_kernels.h, behind which the ISAs' files
-// include this one.
+// packed matrices, like those with int8 weights. See vector_kernels.h, behind which
+// vector_table.h includes this file.
 
 // What an int8 vector's steps are worth, and what turns floats into such steps.
 struct Step {

@@ -1,5 +1,5 @@
 // The search for int4 weights over a vector of 16 floats, a lane for each row; see
-// vector_kernels.h, behind which the ISAs' files include this one.
+// vector_kernels.h, behind which vector_table.h includes this file.
 
 inline Vec inverse_of(Vec scale) {
     return keep_above(abs(scale), set1(FLT_MIN), div(set1(1.0f), scale));

@@ -1,5 +1,5 @@
 // The kernels once, over a vector of 16 floats; avx2.cpp (with avx2_vector.h), avxvnni.cpp (too),
-// avx512.cpp and neon.cpp define that vector and include this file. Everything is in their
+// avx512.cpp and neon.cpp define that vector and include vector_table.h. Everything is in their
 // anonymous namespaces and uses no library code: an inline function shared between translation
 // units that are compiled for different CPUs could otherwise be linked in its widest form into code
 // that runs on the narrowest.
