@@ -28,10 +28,14 @@ def parse_bytes(name: str, value: int | str) -> int:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
         if match and match[2].upper() in units:
-            return int(float(match[1]) * units[match[2].upper()])
-    elif not isinstance(value, bool) and isinstance(value, Integral) and value > 0:
+            n_bytes = float(match[1]) * units[match[2].upper()]
+            if n_bytes < 2**63:
+                return int(n_bytes)
+    elif not isinstance(value, bool) and isinstance(value, Integral) and 0 < value < 2**63:
         return int(value)
-    raise ArgumentError(f'{name} is {value!r}, expected bytes, or text such as "512MiB" or "1GiB"')
+    raise ArgumentError(
+        f'{name} is {value!r:.80}, expected bytes, or text such as "512MiB" or "1GiB"'
+    )
 
 
 def milliseconds(name: str, value: float) -> float:

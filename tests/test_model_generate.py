@@ -313,6 +313,8 @@ def test_a_bad_prompt_takes_no_other_with_it(model: Model) -> None:
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),
         ({"kv_memory": "1 parsec"}, "kv_memory is '1 parsec'"),
         ({"kv_memory": 100}, "kv_memory is 100 bytes, expected at least"),
+        ({"kv_memory": "9" * 400}, "kv_memory is .999"),
+        ({"kv_memory": 2**63}, "kv_memory is 9223372036854775808, expected bytes"),
     ],
 )
 def test_bad_models_are_named(speaker: Path, options: dict[str, Any], message: str) -> None:
