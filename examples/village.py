@@ -1,6 +1,6 @@
 """A village of 200 talking animals: a game server in one file.
 
-    pip install 'pyllama2c[examples]'
+    pip install '.[examples]'                       # in the root of the repository
     python examples/village.py                      # serve the village
     python examples/village.py --visit 小兔莉莉      # and walk into it, from another terminal
 
@@ -8,7 +8,9 @@ A player is a WebSocket connection and sends JSON: ``{"to": name, "say": text}``
 ``{"village": [names]}`` when he arrives, then what the villagers say, piece by piece:
 ``{"from": name, "text": piece}``, and at the end of a line ``{"from": name, "end": reason, "line":
 text}`` with what counts as said: a line that took too long ends with its last whole sentence. Or
-``{"from": name, "busy": true}`` from one who is talking to somebody else.
+``{"from": name, "busy": true}`` from one who is talking to somebody else. What a villager says to
+himself comes in one piece, with ``"aside": true``; what cannot be read is answered with
+``{"error": reason}``.
 
 All villagers share the keys and values of the world they live in. Players are answered before
 villagers talk to themselves, and within two seconds. A player who leaves in the middle of an
