@@ -35,6 +35,9 @@ class Stream:
     The text ends where it is, and frees what it holds, when the stream is closed (``async with``
     does so at the end of the block, however it is left), when the task that reads it is cancelled,
     and when nobody holds the stream any more.
+
+    Reading raises BusyError while another task does, and ClosedError when the engine or its model
+    is closed before the text has ended.
     """
 
     def __init__(self, engine: AsyncEngine, request: Request) -> None:

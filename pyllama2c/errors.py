@@ -35,7 +35,7 @@ class Overloaded(Pyllama2cError, RuntimeError):
 
 
 class BusyError(Pyllama2cError, RuntimeError):
-    """The session is still talking: one text at a time."""
+    """One at a time: a session still talks, a stream has a reader, or `step` called itself."""
 
 
 class RestoreError(Pyllama2cError, ValueError):

@@ -59,8 +59,9 @@ class Model:
             directory of ``pyllama2c train``. Default: the model that comes with the package, which
             tells Chinese fairy tales.
         tokenizer: a `Tokenizer`, or the path of a ``.model``, ``.bin`` or ``.json`` file. Default:
-            the one in a packed file, or next to the model (``tokenizer.model``, ``tokenizer.bin``,
-            ``tok*``); without any that can be read, the model still works with token ids.
+            the one in a packed file, or next to the model (``tokenizer.model``, ``.bin`` or
+            ``.json``, ``tok*.model``, ``tok*.bin``). Without any, or with a ``tokenizer.json`` that
+            SentencePiece cannot express, the model still works with token ids.
         dtype: how to keep the weights: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``;
             ``"auto"`` keeps what the file stores (float16 becomes float32, which holds it exactly).
             Packed files leave no choice.
@@ -283,7 +284,7 @@ class Model:
     def close(self) -> None:
         """Let go of the memory, once texts in progress in other threads have ended.
 
-        Closes the engines that were made of the model.
+        Closes the engines that were made of the model. Later calls raise ClosedError.
         """
         for engine in list(self._engines):
             engine._close("the model is closed")

@@ -27,14 +27,14 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went, in seconds of wall clock."""
+    """Where the time of a request went, in seconds of wall clock; all 0.0 if it was cancelled."""
 
     prefill_seconds: float
-    """From the start to the logits of the last prompt token."""
+    """From submitting to the first token: waiting in the queue and reading the prompt."""
     decode_seconds: float
     """From there to the last generated token."""
     tokens_per_second: float
-    """Generated tokens per second of decoding; 0.0 when nothing was generated."""
+    """Tokens after the first per second of decoding; 0.0 where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Completion:
 
     text: str
     token_ids: tuple[int, ...]
-    """The generated ids. An end token that ended the text is not among them."""
+    """The generated ids. An end token that ended the text is not among them, nor is what a
+    deadline cut off."""
     finish_reason: FinishReason
     usage: Usage
     seed: int
@@ -58,7 +59,8 @@ class Completion:
 class Chunk:
     """The next piece of a streamed text. `str()` of it is the new text, perhaps empty.
 
-    The texts of all chunks joined are the text of the `Completion`, and so are the ids.
+    The texts of all chunks joined are the text of the `Completion`, and so are the ids. Only
+    a deadline makes them differ: it cuts or replaces what the chunks have told already.
     """
 
     text: str

@@ -35,7 +35,10 @@ class Prefix:
         """Its token ids."""
 
     def extend(self, text: Prompt) -> Prefix:
-        """A longer prefix that shares this one's keys and values."""
+        """A longer prefix that shares this one's keys and values.
+
+        Raises ArgumentError and TokenizerError as `Engine.submit` does.
+        """
         more = self._engine.model._encode(as_one(text), after=self.ids)
         return Prefix(self._engine, [*self.ids, *more])
 
@@ -127,6 +130,7 @@ class SessionBase:
 
         `Engine.restore` makes a session of it that goes on with the very next token, in another
         process, on another machine: of a text in progress, the one after those handed out.
+        Save before the model is closed: afterwards it may raise ClosedError.
         """
         with self._engine._lock:
             return saved.save(self._state, self._engine._origin)
@@ -315,7 +319,8 @@ class Session(SessionBase):
         """Another session with the same past, which goes its own way from here.
 
         It shares the keys and values. Where the same things are said to both, they answer alike,
-        unless one is given another seed.
+        unless one is given another seed. Without a name it has the same one; ArgumentError if the
+        name is no text.
         """
         return Session(self._engine, self._copy(name))
 

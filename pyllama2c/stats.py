@@ -63,8 +63,11 @@ class EngineStats:
     blocks_cached: int
     """Of the others, those whose keys and values can still be found."""
     requests: int
+    """Accepted, whatever became of them."""
     finished: int
+    """Ended by an end token, a stop string or their length."""
     cancelled: int
+    """Ended by the caller."""
     expired: int
     """Ended by their deadline."""
     refused: int
@@ -76,6 +79,7 @@ class EngineStats:
     cached_tokens: int
     """Of the prompt tokens, those found in the cache."""
     generated_tokens: int
+    """End tokens included."""
     passes: int
     """Forward passes, each over all running requests."""
     busy_seconds: float

@@ -130,7 +130,9 @@ def expand(sources: tuple[Path, ...], out: Path, copies: int, seed: int) -> None
 
 @data.command(context_settings={"show_default": True})
 @_SOURCES
-@click.option("-z", "--tokenizer", type=click.Path(path_type=Path), required=True)
+@click.option(
+    "-z", "--tokenizer", type=click.Path(path_type=Path), required=True, help="A tokenizer.model."
+)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), required=True, help="Token file, NAME.npy."
 )

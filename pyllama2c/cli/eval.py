@@ -47,11 +47,11 @@ def evaluate(
 ) -> None:
     """Measure how well MODEL predicts the stories in TEXT.
 
-    TEXT is a .txt file (stories with <|endoftext|> or blank lines between them), .jsonl, .json,
-    also packed as .gz or in a .tar.gz, or a directory of those. Every token is predicted from
-    those before it in its story; stories longer than the context are read through windows that
-    overlap by half. Perplexity is per token, and so depends on the tokenizer; bits per character
-    do not.
+    TEXT is a .txt file (stories with <|endoftext|> or blank lines between them), .jsonl, .json or
+    .parquet, also packed as .gz or in a .tar.gz, or a directory of those. Every token is predicted
+    from those before it in its story; stories longer than the context are read through windows
+    that overlap by half. Perplexity is per token, and so depends on the tokenizer; bits per
+    character do not.
     """
     if len(paths) > 2:
         raise click.UsageError(f"{len(paths)} paths, expected [MODEL] TEXT.")

@@ -63,7 +63,7 @@ def run(  # noqa: PLR0917 - click passes every option by name
     system: str,
     threads: int | None,
 ) -> None:
-    """Tell a story with MODEL: a llama2.c checkpoint, or a model directory.
+    """Tell a story with MODEL: a llama2.c checkpoint, a packed file, or a model directory.
 
     Without MODEL it is a Chinese fairy tale, told by the model that comes with the package.
     The story goes to stdout, the speed and a random seed to stderr. `-m chat` holds a chat

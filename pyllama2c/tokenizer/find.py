@@ -15,8 +15,9 @@ def find_tokenizer(
     """Load the tokenizer next to a model file, or inside a model directory.
 
     Looks for `tokenizer.model`, `tokenizer.bin`, `tokenizer.json`, then `tok*.model` and
-    `tok*.bin` in alphabetical order, and takes the first that can be read and has `vocab_size`
-    pieces (any, if None). Returns None if there is no such file. If there are but none fits,
+    `tok*.bin` in alphabetical order (in the directory of a run of ``pyllama2c train`` also in its
+    `best` and `last`), and takes the first that can be read and has `vocab_size` pieces (any, if
+    None). Returns None if there is no such file. If there are but none fits,
     raises the TokenizerError of the first: it names both sizes, or the field that is wrong.
     """
     path = Path(model_path)

@@ -50,6 +50,7 @@ class Tokenizer:
         self.kind = kind
         """"SentencePiece", "llama2.c" or "Hugging Face"."""
         self.vocab_size: int = self._processor.get_piece_size()
+        """How many pieces there are; ids are below it."""
         self.bos_id: int = self._processor.bos_id()
         """The id that begins a text; -1 if the vocabulary has none."""
         self.eos_id: int = self._processor.eos_id()
@@ -65,7 +66,7 @@ class Tokenizer:
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
         """Read a `.model`, `.bin` or `tokenizer.json` file, told apart by its content.
 
-        Raises TokenizerError if the file cannot be read or is neither; the message names the field.
+        Raises TokenizerError if the file cannot be read or is none of them; names the field.
         """
         path = Path(path)
         try:
