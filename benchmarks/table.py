@@ -1,9 +1,9 @@
-"""Lay out the results of peers.py or npc.py as a Markdown table: `table.py RESULTS.json ...`."""
+"""Lay out the results of peers.py or npc.py as a Markdown table."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,10 @@ LATENCIES = ("first_token_p50_ms", "first_token_p99_ms", "inter_token_p50_ms", "
 
 def main() -> None:
     """Print the tables of the files named on the command line; later results replace earlier."""
-    results = [
-        json.loads(line) for name in sys.argv[1:] for line in Path(name).read_text().splitlines()
-    ]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("files", nargs="+", type=Path, help="what those scripts printed")
+    files = parser.parse_args().files
+    results = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     for benchmark, table in (("peers", peers_table), ("npc", npc_table)):
         found = [result for result in results if result["benchmark"] == benchmark]
         if found:
