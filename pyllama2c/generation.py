@@ -153,15 +153,16 @@ class Generation:
         ended_by_token = progress.finish == _core.FinishReason.STOP and finish == "stop"
         n_tokens = len(self.ids) + (ended_by_token and not self._matched)
         decode = progress.decode_seconds
+        # The first token comes out of the prefill; those written before took none of the time.
+        n_decoded = n_tokens - self._n_written - 1
         self.completion = Completion(
             text=text,
             token_ids=tuple(ids),
             finish_reason=finish,
             usage=Usage(len(self.prompt_ids), n_tokens),
             seed=self.seed,
-            # The first token comes out of the prefill.
             timings=Timings(
-                progress.prefill_seconds, decode, (n_tokens - 1) / decode if decode > 0 else 0.0
+                progress.prefill_seconds, decode, n_decoded / decode if decode > 0 else 0.0
             ),
         )
 
@@ -227,6 +228,6 @@ def _core_params(
     core.presence_penalty = params.presence_penalty
     core.frequency_penalty = params.frequency_penalty
     core.logit_bias = sorted((params.logit_bias or {}).items())
-    core.max_tokens = -1 if params.max_tokens is None else min(params.max_tokens, 2**31 - 1)
+    core.max_tokens = -1 if params.max_tokens is None else params.max_tokens
     core.stop_token_ids = sorted(stop_ids)
     return core

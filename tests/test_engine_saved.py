@@ -99,6 +99,9 @@ def test_the_completion_is_that_of_the_whole_text(engine: Engine) -> None:
         last.completion.token_ids,
     )
     assert (completion.seed, completion.usage) == (last.completion.seed, last.completion.usage)
+    # The speed is that of the 20 tokens that were computed here.
+    timings = completion.timings
+    assert timings.tokens_per_second == pytest.approx(19 / timings.decode_seconds)
 
 
 def test_a_stop_string_across_the_cut_is_found(engine: Engine) -> None:
