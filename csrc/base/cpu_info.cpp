@@ -26,9 +26,11 @@ std::vector<std::string> supported_isas() {
         __builtin_cpu_supports("avx512vnni")) {
         isas.push_back("avx512");
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    // By number, for older compilers have no name for these two.
+    unsigned eax = 0, ebx, ecx = 0, edx;
+    const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c) {
 #if defined(PYLLAMA2C_AVXVNNI)
-        unsigned eax = 0, ebx, ecx, edx;  // GCC's name for it is younger than the instructions
         if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & 1u << 4)) {
             isas.push_back("avxvnni");
         }
