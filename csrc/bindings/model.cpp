@@ -101,8 +101,7 @@ CpuTransformer transformer_for(const std::shared_ptr<Weights>& weights,
                                const std::vector<int32_t>& tokens, size_t n_read, KvType kv_type,
                                int n_threads, int chunk) {
     const ModelConfig& c = weights->config();
-    const int n = static_cast<int>(n_read);
-    if (n > c.max_seq_len) {
+    if (n_read > static_cast<size_t>(c.max_seq_len)) {
         throw CapacityError(text("ids has ", tokens.size(), " tokens, at most ",
                                  c.max_seq_len + tokens.size() - n_read, " fit the context"));
     }
@@ -112,6 +111,7 @@ CpuTransformer transformer_for(const std::shared_ptr<Weights>& weights,
                 text("ids holds token ", token, ", expected 0 to ", c.vocab_size - 1));
         }
     }
+    const int n = static_cast<int>(n_read);
     return CpuTransformer(weights, kv_type, n_threads, std::max(1, std::min(chunk, n)),
                           (n + kBlockTokens - 1) / kBlockTokens);
 }
