@@ -62,7 +62,11 @@ int32_t Sampler::draw_from_all(const float* probabilities, int n) {
         cumulative += probabilities[i];
         if (coin < cumulative) return i;
     }
-    return n - 1;  // the sum may round to less than 1
+    // The sum has rounded to less than the coin. A token without probability, as a bias of -1e6
+    // makes it, is never chosen, not even as the last one.
+    int last = n - 1;
+    while (last > 0 && probabilities[last] == 0.0f) --last;
+    return last;
 }
 
 // Puts the candidates [from, to) of the order from the likeliest down in their places, all before

@@ -129,6 +129,16 @@ void penalties_and_bias() {
     CHECK(sample(params, {3, 2, 0}) == 1);
 }
 
+void what_is_banned_is_never_drawn() {
+    SamplingParams params;
+    params.top_p = 1;
+    params.rng_state = 0x6519FEB078245D43ull;
+    CHECK(Rng(params.rng_state).next_float() == 1 - 0x1p-24f);  // the largest number there is
+    // Twelve twelfths add up to 1 - 2^-23 in float, so the draw runs past them.
+    params.logit_bias = {{12, -1e6f}};
+    CHECK(sample(params, std::vector<float>(13, 0.0f)) == 11);
+}
+
 void accepted_tokens_count() {
     SamplingParams params = greedy();
     params.frequency_penalty = 1;
@@ -175,6 +185,7 @@ int main() {
     each_cut_keeps_what_it_should();
     tiny_top_p_still_chooses();
     penalties_and_bias();
+    what_is_banned_is_never_drawn();
     accepted_tokens_count();
     survives_any_logits();
     return check::finish("test_sampler");
