@@ -1,4 +1,4 @@
-// IEEE 754 half precision to float and back, in integers: the same bits on every CPU.
+// IEEE 754 half precision to float and back, in integers: the same bits on every CPU. And bfloat16.
 //
 // Static, not inline: files that are compiled for different CPUs must not share one definition.
 #pragma once
@@ -41,6 +41,14 @@ namespace pyllama2c {
     }
     const uint32_t odd = bits >> 13 & 1u;
     return static_cast<uint16_t>(sign | (bits - 0x38000000u + 0xFFFu + odd) >> 13);
+}
+
+// A bfloat16 is the upper half of a float.
+[[maybe_unused]] static float bfloat16_to_float(uint16_t upper) {
+    const uint32_t bits = static_cast<uint32_t>(upper) << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
 }
 
 }  // namespace pyllama2c

@@ -60,20 +60,14 @@ void matmul_f32(const Matmul& m) {
     });
 }
 
-float float_from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 void matmul_bf16(const Matmul& m) {
     const uint16_t* w = static_cast<const uint16_t*>(m.w);
     for_each_output(m, [&](int r, int n) {
         const uint16_t* panel = w + static_cast<size_t>(n / kLanes) * ((m.k + 1) / 2) * 2 * kLanes;
         float sum = 0.0f;
         for (int i = 0; i < m.k; ++i) {
-            const uint32_t upper = panel[(i / 2 * kLanes + n % kLanes) * 2 + i % 2];
-            sum = std::fma(m.x[r * m.x_stride + i], float_from_bits(upper << 16), sum);
+            const uint16_t weight = panel[(i / 2 * kLanes + n % kLanes) * 2 + i % 2];
+            sum = std::fma(m.x[r * m.x_stride + i], bfloat16_to_float(weight), sum);
         }
         return sum;
     });
@@ -127,18 +121,23 @@ void matmul_q4(const Matmul& m) {
         });
 }
 
+// q = x rounded to int8; returns what a step of it is worth.
+float round_to_int8(const float* x, int n, int8_t* q) {
+    float most = 0.0f;
+    for (int i = 0; i < n; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+    const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
+    for (int i = 0; i < n; ++i) {
+        q[i] = static_cast<int8_t>(x[i] * inverse + kRoundMagic - kRoundMagic);
+    }
+    return most / 127.0f;
+}
+
 void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums) {
     for (int start = 0; start < n; start += group, ++scales, ++sums) {
         const int end = padded(start + group < n ? start + group : n);
-        float most = 0.0f;
-        for (int i = start; i < end; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
-        *scales = most / 127.0f;
+        *scales = round_to_int8(x + start, end - start, q + start);
         *sums = 0;
-        const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
-        for (int i = start; i < end; ++i) {
-            q[i] = static_cast<int8_t>(x[i] * inverse + kRoundMagic - kRoundMagic);
-            *sums += q[i];
-        }
+        for (int i = start; i < end; ++i) *sums += q[i];
     }
 }
 
@@ -255,17 +254,6 @@ void store(const float* x, int head_size, int slot, char* elements) {
         if (type == KvType::kFloat16)
             reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
     }
-}
-
-// q = x rounded to int8; returns what a step of it is worth.
-float round_to_int8(const float* x, int n, int8_t* q) {
-    float most = 0.0f;
-    for (int i = 0; i < n; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
-    const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
-    for (int i = 0; i < n; ++i) {
-        q[i] = static_cast<int8_t>(x[i] * inverse + kRoundMagic - kRoundMagic);
-    }
-    return most / 127.0f;
 }
 
 // The scales of a block's keys or values, behind n elements.

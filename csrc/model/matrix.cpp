@@ -28,12 +28,6 @@ size_t Matrix::panel_scale_bytes() const {
 
 namespace {
 
-float bits_to_float(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 // Nearest bfloat16, ties to even.
 uint16_t float_to_bfloat16(float value) {
     uint32_t bits;
@@ -149,8 +143,7 @@ void Matrix::read_row(int row, float* out) const {
                 break;
             case Packing::kBFloat16: {
                 const size_t at = (static_cast<size_t>(i) / 2 * kLanes + lane) * 2 + i % 2;
-                const uint32_t upper = reinterpret_cast<const uint16_t*>(w)[at];
-                out[i] = bits_to_float(upper << 16);
+                out[i] = bfloat16_to_float(reinterpret_cast<const uint16_t*>(w)[at]);
                 break;
             }
             case Packing::kInt8: {

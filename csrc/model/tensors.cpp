@@ -19,12 +19,6 @@ const char* dtype_name(DType dtype) {
 
 namespace {
 
-float from_bits(uint32_t bits) {
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 template <typename T>
 T load(const unsigned char* p) {
     T value;
@@ -47,8 +41,7 @@ void Tensor::read_row(int64_t row, float* out) const {
             break;
         case DType::kBFloat16:
             for (int64_t i = 0; i < cols; ++i) {
-                out[i] =
-                    from_bits(static_cast<uint32_t>(load<uint16_t>(data + (first + i) * 2)) << 16);
+                out[i] = bfloat16_to_float(load<uint16_t>(data + (first + i) * 2));
             }
             break;
         case DType::kInt8:
