@@ -16,8 +16,7 @@ from pyllama2c.tokenizer import model_proto as proto
 SPACE = "\u2581"  # ▁ stands for a space inside pieces
 _BPE = proto.MODEL_TYPE_BPE
 _MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
-# Field numbers of messages that the tokenizer itself has no need for.
-_PIECE_TEXT, _PIECE_SCORE, _PIECE_TYPE = 1, 2, 3
+# Field numbers that the tokenizer itself has no need for.
 _WHITESPACE_AS_SUFFIX = 24
 _ESCAPE_WHITESPACES = 5
 
@@ -147,9 +146,9 @@ class SentencePieceModel:
 
 def _parse_piece(message: bytes) -> Piece:
     found = dict(proto.fields(message))
-    (score,) = struct.unpack("<f", _bytes(found.get(_PIECE_SCORE, b"\0\0\0\0")))
-    kind = _int(found.get(_PIECE_TYPE, proto.NORMAL))
-    return Piece(_bytes(found[_PIECE_TEXT]).decode(), score, kind)
+    (score,) = struct.unpack("<f", _bytes(found.get(proto.PIECE_SCORE, b"\0\0\0\0")))
+    kind = _int(found.get(proto.PIECE_TYPE, proto.NORMAL))
+    return Piece(_bytes(found[proto.PIECE_TEXT]).decode(), score, kind)
 
 
 def _bytes(value: int | bytes) -> bytes:

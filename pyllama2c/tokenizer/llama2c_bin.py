@@ -137,7 +137,7 @@ def _piece_types(pieces: list[bytes], scores: list[bytes]) -> dict[int, int]:
 def _piece_messages(pieces: list[bytes], scores: list[bytes], types: dict[int, int]) -> list[bytes]:
     """One serialized ModelProto.SentencePiece after the other, written flat because they are many.
 
-    The tags are those of `piece` (1, bytes), `score` (2, 32 bits) and `type` (3, varint).
+    The tags are those of PIECES (0x0a), PIECE_TEXT (0x0a), PIECE_SCORE (0x15), PIECE_TYPE (0x18).
     """
     messages = []
     for i, piece, score in zip(count(), pieces, scores):
@@ -146,7 +146,7 @@ def _piece_messages(pieces: list[bytes], scores: list[bytes], types: dict[int, i
         if size + len(rest) + 2 < 0x80:  # both lengths fit into one byte each
             messages.append(b"\x0a%c\x0a%c%b%b" % (size + len(rest) + 2, size, piece, rest))
         else:
-            message = proto.bytes_field(1, piece) + rest
+            message = proto.bytes_field(proto.PIECE_TEXT, piece) + rest
             messages.append(proto.bytes_field(proto.PIECES, message))
     return messages
 

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 # Piece types (ModelProto.SentencePiece.Type)
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
-# Field numbers of ModelProto, TrainerSpec and NormalizerSpec.
+# Field numbers of ModelProto, ModelProto.SentencePiece, TrainerSpec and NormalizerSpec.
 PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3
+PIECE_TEXT, PIECE_SCORE, PIECE_TYPE = 1, 2, 3
 MODEL_TYPE, BYTE_FALLBACK, UNK_SURFACE = 3, 35, 44
 UNK_PIECE, BOS_PIECE, EOS_PIECE = 45, 46, 47
 PRECOMPILED_CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 2, 3, 4
@@ -44,6 +45,11 @@ def int_field(number: int, value: int) -> bytes:
 def bytes_field(number: int, value: bytes) -> bytes:
     """A field that holds a string, bytes or a message."""
     return varint(number << 3 | _BYTES) + varint(len(value)) + value
+
+
+def float_field(number: int, value: float) -> bytes:
+    """A field that holds a float of 32 bits."""
+    return varint(number << 3 | _FIXED32) + float_bytes(value)
 
 
 def _read_varint(data: bytes, pos: int) -> tuple[int, int]:

@@ -72,10 +72,12 @@ def _translate(content: dict[str, Any], config: dict[str, Any]) -> bytes:
 
     messages = []
     for piece in pieces:
-        kind = kinds[piece]
-        message = proto.bytes_field(1, piece.encode())
-        message += b"\x15" + proto.float_bytes(scores.get(piece, 0.0))
-        messages.append(proto.bytes_field(proto.PIECES, message + proto.int_field(3, kind)))
+        message = (
+            proto.bytes_field(proto.PIECE_TEXT, piece.encode())
+            + proto.float_field(proto.PIECE_SCORE, scores.get(piece, 0.0))
+            + proto.int_field(proto.PIECE_TYPE, kinds[piece])
+        )
+        messages.append(proto.bytes_field(proto.PIECES, message))
     trainer = (
         proto.int_field(proto.MODEL_TYPE, proto.MODEL_TYPE_BPE)
         + proto.int_field(proto.BYTE_FALLBACK, byte_fallback)
