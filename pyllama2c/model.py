@@ -43,7 +43,7 @@ KvDType = Literal["float32", "float16", "int8"]
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "tonghua-3m.bin"
 """The model that comes with the package: a teller of Chinese fairy tales."""
 
-_BLOCK_TOKENS = 16  # of the KV cache
+BLOCK_TOKENS = 16  # of the KV cache
 _DEFAULT_KV_BYTES = 512 << 20
 
 
@@ -150,14 +150,14 @@ class Model:
 
     def _count_blocks(self, kv_bytes: int | None, kv_type: _core.KvType) -> int:
         per_block = self._weights.kv_bytes_per_block(kv_type)
-        context = -(-self.config.max_seq_len // _BLOCK_TOKENS)
+        context = -(-self.config.max_seq_len // BLOCK_TOKENS)
         if kv_bytes is None:
             return max(min(32 * context, _DEFAULT_KV_BYTES // per_block), context)
         blocks = kv_bytes // per_block
         if blocks < 1:
             raise ArgumentError(
                 f"kv_memory is {kv_bytes} bytes, expected at least {per_block}: "
-                f"{_BLOCK_TOKENS} tokens' keys and values"
+                f"{BLOCK_TOKENS} tokens' keys and values"
             )
         return min(blocks, 2**31 - 2)
 
@@ -275,7 +275,7 @@ class Model:
             "weights_bytes": self._weights.nbytes,
             "mapped": self._weights.mapped,
             "kv_dtype": self._kv_type.name,
-            "kv_bytes_per_token": self._weights.kv_bytes_per_block(self._kv_type) // _BLOCK_TOKENS,
+            "kv_bytes_per_token": self._weights.kv_bytes_per_block(self._kv_type) // BLOCK_TOKENS,
             "isa": _core.isa(),
             "n_threads": self._n_threads if _core.has_openmp() else 1,
             "openmp": _core.has_openmp(),

@@ -12,6 +12,7 @@ from pyllama2c import saved
 from pyllama2c.arguments import Prompt, as_one, merged_params
 from pyllama2c.errors import ArgumentError, BusyError, CapacityError, RestoreError
 from pyllama2c.generation import Generation
+from pyllama2c.model import BLOCK_TOKENS
 from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.requests import OnDeadline, Overflow, Request, Terms
 from pyllama2c.session_state import Draft, SessionState
@@ -20,8 +21,6 @@ from pyllama2c.tokenizer import Detokenizer, Tokenizer
 if TYPE_CHECKING:
     from pyllama2c.engine import Engine
     from pyllama2c.sampling import SamplingParams
-
-_BLOCK_TOKENS = 16  # of the KV cache
 
 
 class Prefix:
@@ -122,7 +121,7 @@ class SessionBase:
 
         Blocks that sessions share count in each of them.
         """
-        blocks = -(-min(len(self.ids), self._engine.max_length) // _BLOCK_TOKENS)
+        blocks = -(-min(len(self.ids), self._engine.max_length) // BLOCK_TOKENS)
         return blocks * self._engine._block_bytes
 
     def save(self) -> bytes:

@@ -90,7 +90,7 @@ def train_tokenizer(stories: Iterable[Story], config: TokenizerConfig | None = N
     if not sample:
         raise DataError("no text to train a tokenizer on")
     try:
-        return _train(sample, config, config.vocab_size)
+        return _train(sample, config)
     except RuntimeError as error:
         if needed := re.search(r"smaller than required_chars\. \d+ vs (\d+)", str(error)):
             raise TokenizerError(
@@ -113,13 +113,13 @@ def _parts(text: str) -> Iterator[str]:
             yield piece[begin : begin + size]
 
 
-def _train(sample: list[str], config: TokenizerConfig, vocab_size: int) -> bytes:
+def _train(sample: list[str], config: TokenizerConfig) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sample),
         model_writer=model,
         model_type="bpe",
-        vocab_size=vocab_size,
+        vocab_size=config.vocab_size,
         character_coverage=config.character_coverage,
         byte_fallback=config.byte_fallback,
         split_digits=config.split_digits,

@@ -22,12 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pyllama2c.checkpoint.training import FORMAT
 from pyllama2c.config import ModelConfig
 from pyllama2c.data.files import fsync_directory
 from pyllama2c.data.tokens import sha256
 from pyllama2c.errors import CheckpointError
-
-FORMAT = "pyllama2c-training"
 
 
 def save_checkpoint(
