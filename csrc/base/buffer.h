@@ -46,7 +46,6 @@ class Buffer {
 
     T* data() const { return static_cast<T*>(pages_.data()); }
     size_t size() const { return count_; }
-    size_t nbytes() const { return count_ * sizeof(T); }
     T& operator[](size_t i) const { return data()[i]; }
 
   private:

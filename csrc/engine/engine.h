@@ -87,7 +87,6 @@ class Engine {
     // Whether no block of the cache is lost or held twice. For tests.
     bool consistent();
 
-    const Backend& backend() const { return *backend_; }
     size_t max_length() const { return max_length_; }
 
   private:

@@ -22,15 +22,15 @@ Sampler::Sampler(SamplingParams params, const std::vector<int32_t>& tokens, size
       penalised_(params_.repetition_penalty != 1.0f || params_.presence_penalty != 0.0f ||
                  params_.frequency_penalty != 0.0f) {
     if (!penalised_) return;
-    for (size_t i = 0; i < tokens.size(); ++i) generated_[tokens[i]] += i >= n_prompt;
+    for (size_t i = 0; i < tokens.size(); ++i) seen_[tokens[i]] += i >= n_prompt;
 }
 
 void Sampler::accept(int32_t token) {
-    if (penalised_) ++generated_[token];
+    if (penalised_) ++seen_[token];
 }
 
 void Sampler::apply_penalties(float* logits) const {
-    for (const auto& [token, times] : generated_) {
+    for (const auto& [token, times] : seen_) {
         float& logit = logits[token];
         // Keskar et al. 2019: towards "less likely" on either side of zero.
         logit = logit > 0 ? logit / params_.repetition_penalty : logit * params_.repetition_penalty;

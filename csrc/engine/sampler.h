@@ -25,7 +25,6 @@ class Sampler {
     void accept(int32_t token);
 
     const SamplingParams& params() const { return params_; }
-    uint64_t rng_state() const { return rng_.state(); }
 
   private:
     struct Candidate {
@@ -40,10 +39,9 @@ class Sampler {
 
     SamplingParams params_;
     Rng rng_;
-    bool penalised_;  // whether `generated_` is kept
-    std::unordered_map<int32_t, int32_t>
-        generated_;                      // tokens of prompt and text -> times in the text
-    std::vector<Candidate> candidates_;  // scratch
+    bool penalised_;                             // whether `seen_` is kept
+    std::unordered_map<int32_t, int32_t> seen_;  // tokens of prompt and text -> times in the text
+    std::vector<Candidate> candidates_;          // scratch
 };
 
 }  // namespace pyllama2c

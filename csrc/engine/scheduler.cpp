@@ -171,8 +171,8 @@ void Scheduler::computed(Sequence& sequence, size_t n_rows) {
         const size_t i = sequence.n_published++;
         const uint64_t parent =
             i == 0 ? BlockManager::kRoot : blocks_.serial(sequence.blocks[i - 1]);
-        sequence.blocks[i] = blocks_.publish(sequence.blocks[i], parent,
-                                             sequence.tokens.data() + i * BlockManager::kTokens);
+        sequence.blocks[i] =
+            blocks_.publish(sequence.blocks[i], parent, sequence.tokens.data() + i * kTokens);
     }
 }
 

@@ -18,9 +18,9 @@ namespace pyllama2c {
 // The rows of one sequence in a step.
 struct Scheduled {
     std::shared_ptr<Sequence> sequence;
-    size_t first;   // tokens first .. first + n_rows
-    size_t n_rows;  //
-    bool samples;   // its last row is the last token, so the next one can be chosen
+    size_t first;  // tokens first .. first + n_rows - 1
+    size_t n_rows;
+    bool samples;  // its last row is the last token, so the next one can be chosen
 };
 
 class Scheduler {

@@ -23,7 +23,7 @@ struct Matrix {
     size_t panel_bytes() const;
     size_t panel_scale_bytes() const;
 
-    // Writes W's row n, as the kernels see it, to out[k].
+    // Writes one row of W, as the kernels see it, to out[k].
     void read_row(int row, float* out) const;
 };
 

@@ -7,16 +7,6 @@
 
 namespace pyllama2c {
 
-const char* dtype_name(DType dtype) {
-    switch (dtype) {
-        case DType::kFloat32: return "float32";
-        case DType::kFloat16: return "float16";
-        case DType::kBFloat16: return "bfloat16";
-        case DType::kInt8: return "int8";
-    }
-    return "unknown";
-}
-
 namespace {
 
 template <typename T>

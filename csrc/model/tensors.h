@@ -16,8 +16,6 @@ enum class DType {
     kInt8,  // value = int8 * scale of its group; groups run through the tensor from end to end
 };
 
-const char* dtype_name(DType dtype);
-
 // A row-major matrix (rows, cols). Addresses need not be aligned: nothing in a v2 file is.
 struct Tensor {
     DType dtype = DType::kFloat32;

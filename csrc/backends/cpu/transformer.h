@@ -30,7 +30,6 @@ class CpuTransformer : public Backend {
 
     // Takes the memory of the KV cache now, not when a block is first written.
     void take_memory() { kv_.take_memory(); }
-    const char* isa() const { return kernels_.isa; }
 
   private:
     void forward(Team& team, Clock::time_point deadline);
