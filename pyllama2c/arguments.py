@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
-import sys
 from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
@@ -40,10 +40,13 @@ def parse_bytes(name: str, value: int | str) -> int:
 
 def milliseconds(name: str, value: float) -> float:
     """A number from 0, of any type. Raises ArgumentError naming the argument ``name``."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not is_number or not 0 <= value <= sys.float_info.max:  # ints may be larger
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
+    except OverflowError:  # an int beyond all floats
+        number = math.inf
+    if not 0 <= number < math.inf:
         raise ArgumentError(f"{name} is {value!r}, expected milliseconds, or None")
-    return float(value)
+    return number
 
 
 def parse_kv_type(name: str) -> _core.KvType:

@@ -49,7 +49,7 @@ class SamplingParams:
     """0 to 2**64 - 1, 0 is a seed like any other; None draws a fresh one, told in the result."""
     max_tokens: int | None = None
     """Generate at most this many tokens; None goes on until the context is full. 0 generates
-    none: the prompt is checked alone, the text is empty and its finish_reason "length"."""
+    none: the prompt is only checked, the text is empty and its finish_reason "length"."""
     stop: str | Sequence[str] = ()
     """A string or strings that end the text where they appear; they are not part of it. Kept as
     a tuple."""

@@ -244,6 +244,7 @@ def test_those_wait_for_whom_there_is_no_memory(model: Model) -> None:
     helpers.run(engine)
 
 
+@pytest.mark.filterwarnings("error")
 def test_numbers_may_be_numpys(model: Model) -> None:
     engine = Engine(model, kv_memory=np.int64(1 << 20))
     engine.submit("Once", deadline_ms=np.float32(1e6), max_tokens=3, ignore_eos=True)

@@ -51,9 +51,7 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            # The reader (head, less) went away: point stdout at nothing so that the
-            # interpreter's own flush at exit does not complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _give_up_stdout()  # the reader (head, less) went away
             ctx.exit(BROKEN_PIPE)
 
 
@@ -87,7 +85,18 @@ def main(argv: list[str] | None = None) -> None:
     except Exception as error:  # a bug: still no traceback, unless somebody wants to report it
         hint = f"set {TRACEBACK_VARIABLE}=1 to see where"
         status = _fail(f"error: unexpected {type(error).__name__}: {error} ({hint})")
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:  # a full disk, say; what could not be written is still in the buffer
+        _give_up_stdout()
+        status = status or _fail(f"error: {error}")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _give_up_stdout() -> None:
+    """Point stdout at nothing, so that the interpreter's own flush at exit does not complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, status: int = FAILED) -> int:
