@@ -322,6 +322,7 @@ void Engine::slide(Sequence& s) const {
 
 // Whether any request was overdue.
 bool Engine::end_overdue() {
+    if (next_deadline_ == kNever) return false;
     const Clock::time_point now = Clock::now();
     if (now < next_deadline_) return false;
     const uint64_t expired = stats_.expired;

@@ -8,7 +8,7 @@ struct Vec {
 constexpr int kRowPanels = 4;   // 8 chains of latency 4 keep both FMA units busy
 constexpr int kTilePanels = 1;  // 6 x 2 sums + 2 weights + 1 broadcast: 15 of 16 registers
 constexpr int kTileRows = 6;
-constexpr int kValuePanels = 1;
+constexpr int kValuePanels = 1, kQueryHeads = 1;
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Vec v) {
@@ -19,6 +19,7 @@ inline Vec set1(float v) {
     const __m256 half = _mm256_set1_ps(v);
     return {half, half};
 }
+inline Vec set_halves(const float* two) { return {_mm256_set1_ps(two[0]), _mm256_set1_ps(two[1])}; }
 inline Vec zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
 inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
 inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
@@ -29,6 +30,7 @@ inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(
 inline Vec fma(Vec a, Vec b, Vec c) {
     return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
 }
+inline Vec swap_halves(Vec v) { return {v.hi, v.lo}; }
 inline Vec swap_pairs(Vec v) {
     return {_mm256_permute_ps(v.lo, 0xB1), _mm256_permute_ps(v.hi, 0xB1)};
 }

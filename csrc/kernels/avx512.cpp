@@ -17,11 +17,18 @@ constexpr int kRowPanelsQ = 4;
 constexpr int kTileRowsQ = 12;
 constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 12;  // 12 integer and 12 float sums
 constexpr int kValuePanels = 4;                     // head size 64 in one pass
+constexpr int kQueryHeads = 2;                      // 16 chains and 2 values
 constexpr int kBias8 = 128, kBias4 = 8;             // weights stay unsigned, as VPDPBUSD wants them
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
 inline Vec set1(float v) { return _mm512_set1_ps(v); }
+inline Vec set_halves(const float* two) {
+    double both;
+    __builtin_memcpy(&both, two, sizeof both);
+    const __m512i lanes = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    return _mm512_permutevar_ps(_mm512_castpd_ps(_mm512_set1_pd(both)), lanes);
+}
 inline Vec zero() { return _mm512_setzero_ps(); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
@@ -30,6 +37,7 @@ inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec swap_halves(Vec v) { return _mm512_shuffle_f32x4(v, v, 0x4E); }
 inline Vec swap_pairs(Vec v) { return _mm512_permute_ps(v, 0xB1); }
 inline Vec power_of_two(Vec shifted) {
     const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(shifted), 23);

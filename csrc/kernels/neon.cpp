@@ -19,7 +19,7 @@ constexpr int kTileRows = 5;
 constexpr int kRowPanelsQ = 2;
 constexpr int kTileRowsQ = 5;                      // 5 x 4 sums, 4 weights, activations, 0x80
 constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 3;  // 3 x 4 sums, 8 weights, activations, 15
-constexpr int kValuePanels = 1;
+constexpr int kValuePanels = 1, kQueryHeads = 1;
 constexpr int kBias8 = 0;  // SDOT wants signed weights: load_bytes() takes the 128 off
 constexpr int kBias4 = 8;
 
@@ -39,6 +39,9 @@ inline void store(float* p, Vec v) {
 inline Vec set1(float v) {
     const float32x4_t four = vdupq_n_f32(v);
     return {{four, four, four, four}};
+}
+inline Vec set_halves(const float* two) {
+    return each([=](int i) { return vdupq_n_f32(two[i / 2]); });
 }
 inline Vec zero() { return set1(0.0f); }
 inline Vec add(Vec a, Vec b) {
@@ -61,6 +64,9 @@ inline Vec max(Vec a, Vec b) {
 }
 inline Vec fma(Vec a, Vec b, Vec c) {
     return each([=](int i) { return vfmaq_f32(c.part[i], a.part[i], b.part[i]); });
+}
+inline Vec swap_halves(Vec v) {
+    return each([=](int i) { return v.part[i ^ 2]; });
 }
 inline Vec swap_pairs(Vec v) {
     return each([=](int i) { return vrev64q_f32(v.part[i]); });

@@ -231,9 +231,10 @@ void softmax(float* x, int n) {
 }
 
 // Where element d of the key or value of the token at `slot` stands.
-int key_place(int d, int slot) { return d * kBlockTokens + slot; }
-int value_place(int d, int slot) {
-    return (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes;
+int key_place(int, int d, int slot) { return d * kBlockTokens + slot; }
+int value_place(int head_size, int d, int slot) {
+    const int width = narrow_values(head_size) ? kLanes / 2 : kLanes;
+    return (d / width * kBlockTokens + slot) * width + d % width;
 }
 int key8_place(int d, int slot) { return (d / 4 * kBlockTokens + slot) * 4 + d % 4; }
 int value8_place(int d, int slot) {
@@ -246,10 +247,10 @@ float kv_load(const char* elements, int i) {
     return half_to_float(reinterpret_cast<const uint16_t*>(elements)[i]);
 }
 
-template <KvType type, int place(int d, int slot)>
+template <KvType type, int place(int head_size, int d, int slot)>
 void store(const float* x, int head_size, int slot, char* elements) {
     for (int d = 0; d < head_size; ++d) {
-        const int i = place(d, slot);
+        const int i = place(head_size, d, slot);
         if (type == KvType::kFloat32) reinterpret_cast<float*>(elements)[i] = x[d];
         if (type == KvType::kFloat16)
             reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
@@ -280,7 +281,7 @@ void store_value8(const float* v, int head_size, int slot, char* values) {
 
 int byte_weight(const char* elements, int i) { return static_cast<uint8_t>(elements[i]) - 128; }
 
-void attend8(const Attention& a) {
+void attend_head8(const Attention& a) {
     const int key_elements = key8_elements(a.head_size);
     const int value_elements = value8_elements(a.head_size);
     const auto block = [&](int t) { return a.block_table[t / kBlockTokens] * a.block_stride; };
@@ -312,13 +313,14 @@ void attend8(const Attention& a) {
 }
 
 template <KvType type>
-void attend(const Attention& a) {
+void attend_head(const Attention& a) {
     const auto block = [&](int t) { return a.block_table[t / kBlockTokens] * a.block_stride; };
     for (int t = 0; t < a.n_tokens; ++t) {
         const char* keys = a.k_base + block(t);
         float dot = 0.0f;
         for (int d = 0; d < a.head_size; ++d) {
-            dot = std::fma(a.q[d], kv_load<type>(keys, key_place(d, t % kBlockTokens)), dot);
+            dot = std::fma(a.q[d], kv_load<type>(keys, key_place(a.head_size, d, t % kBlockTokens)),
+                           dot);
         }
         a.scores[t] = dot * a.scale;
     }
@@ -326,11 +328,21 @@ void attend(const Attention& a) {
     for (int d = 0; d < a.head_size; ++d) {
         float chains[4] = {};
         for (int t = 0; t < a.n_tokens; ++t) {
-            const float value =
-                kv_load<type>(a.v_base + block(t), value_place(d, t % kBlockTokens));
+            const int place = value_place(a.head_size, d, t % kBlockTokens);
+            const float value = kv_load<type>(a.v_base + block(t), place);
             chains[t % 4] = std::fma(a.scores[t], value, chains[t % 4]);
         }
         a.out[d] = ((chains[0] + chains[1]) + (chains[2] + chains[3])) * scale;
+    }
+}
+
+template <void attend_head(const Attention& a)>
+void attend(const Attention& a) {
+    Attention one = a;
+    for (int head = 0; head < a.n_heads; ++head) {
+        attend_head(one);
+        one.q += a.head_size;
+        one.out += a.head_size;
     }
 }
 
@@ -349,7 +361,8 @@ const KernelTable scalar_kernels = {
     swiglu,
     {store<KvType::kFloat32, key_place>, store<KvType::kFloat16, key_place>, store_key8},
     {store<KvType::kFloat32, value_place>, store<KvType::kFloat16, value_place>, store_value8},
-    {attend<KvType::kFloat32>, attend<KvType::kFloat16>, attend8},
+    {attend<attend_head<KvType::kFloat32>>, attend<attend_head<KvType::kFloat16>>,
+     attend<attend_head8>},
     softmax,
 };
 

@@ -170,9 +170,14 @@ inline void attend_once8(const Attention& a) {
 }
 
 void attend8(const Attention& a) {
-    if (a.next_blocks > 0) {
-        attend_once8<true>(a);
-    } else {
-        attend_once8<false>(a);
+    Attention one = a;
+    for (int head = 0; head < a.n_heads; ++head) {
+        if (head == 0 && a.next_blocks > 0) {
+            attend_once8<true>(one);
+        } else {
+            attend_once8<false>(one);
+        }
+        one.q += a.head_size;
+        one.out += a.head_size;
     }
 }

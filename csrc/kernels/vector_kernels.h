@@ -7,7 +7,9 @@
 // A new instruction set is one such file, a line each in cpu_info.cpp, dispatch.cpp, kernels.h and
 // CMakeLists.txt, and no change here. It defines, for `struct Vec` (16 float lanes):
 //   load store set1 zero  add sub mul div min max  fma(a, b, c) = a * b + c, rounded once
+//   set_halves(p)  p[0] in lanes 0 to 7, p[1] in the others
 //   swap_pairs     lanes (0 1 2 3 ...) -> (1 0 3 2 ...)
+//   swap_halves    lanes (0 ... 15) -> (8 ... 15 0 ... 7)
 //   power_of_two   2^n from the float n + kRoundMagic
 //   keep_above(x, limit, y)  y where x >= limit, else 0 (also where x is NaN)
 //   select_below(a, b, x, y) x where a < b, else y (also where one is NaN)
@@ -25,7 +27,7 @@
 //   round_to_bytes(x, q)     stores the lanes, rounded with ties to even, as int8; returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
 // float weights, kRowPanelsQ, kTileRowsQ for int8, kTilePanelsQ4, kTileRowsQ4 for int4,
-// kValuePanels in attention.
+// kValuePanels and kQueryHeads (up to kHeadsAtOnce) in attention.
 
 Vec exp_vec(Vec x) {
     const Vec clamped = min(x, set1(kExpMax));

@@ -279,9 +279,10 @@ Outcome test_store(const KernelTable& table, Random& random) {
     std::string keys(kv_key_bytes(kv, head_size), '?'), values(kv_value_bytes(kv, head_size), '?');
     table.store_key[type](x.data(), head_size, slot, keys.data());
     table.store_value[type](x.data(), head_size, slot, values.data());
-    for (int d = head_size; d < padded(head_size); ++d) {  // beyond a value: anything
+    const int width = narrow_values(head_size) ? kLanes / 2 : kLanes;
+    for (int d = head_size; d % width != 0; ++d) {  // beyond a value: anything
         if (kv == KvType::kInt8) continue;
-        const size_t element = (d / kLanes * kBlockTokens + slot) * kLanes + d % kLanes;
+        const size_t element = (d / width * kBlockTokens + slot) * width + d % width;
         values.replace(element * kv_element_bytes(kv), kv_element_bytes(kv), kv_element_bytes(kv),
                        '?');
     }
@@ -292,7 +293,10 @@ Outcome test_store(const KernelTable& table, Random& random) {
 // was stored.
 Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     const int type = static_cast<int>(kv);
-    const int head_size = random.chance(0.3) ? 16 * random.between(1, 8) : random.between(2, 128);
+    const int head_size = random.chance(0.3)   ? 16 * random.between(1, 8)
+                          : random.chance(0.3) ? random.between(1, 9)  // narrow values up to 8
+                                               : random.between(2, 128);
+    const int n_heads = random.between(1, 5);
     const int n_tokens = random.between(1, random.chance(0.1) ? 200 : 60);
     const int n_blocks = (n_tokens + kBlockTokens - 1) / kBlockTokens + random.between(0, 3);
     const size_t key_bytes = kv_key_bytes(kv, head_size);
@@ -311,11 +315,12 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
         table.store_key[type](k.data(), head_size, t % kBlockTokens, block);
         table.store_value[type](v.data(), head_size, t % kBlockTokens, block + key_bytes);
     }
-    const std::vector<float> q = random.values(head_size);
-    std::vector<float> scores(padded(n_tokens)), out(head_size + 1, 7.0f);
+    const std::vector<float> q = random.values(n_heads * head_size);
+    std::vector<float> scores(kHeadsAtOnce * padded(n_tokens)), out(n_heads * head_size + 1, 7.0f);
     std::vector<int8_t> q8(padded(head_size));
     Attention a{};
     a.q = q.data();
+    a.n_heads = n_heads;
     a.k_base = cache.data();
     a.v_base = cache.data() + key_bytes;
     if (random.chance(0.5)) {
@@ -336,7 +341,7 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     for (const float x : out) CHECK(x == x, "NaN from an unused place");
     std::string keys;
     for (int b = 0; b < n_blocks; ++b) keys.append(cache.data() + b * stride, key_bytes);
-    return {sizes({head_size, n_tokens}), keys + bytes(out)};
+    return {sizes({head_size, n_heads, n_tokens}), keys + bytes(out)};
 }
 
 template <KvType kv>
@@ -414,9 +419,9 @@ void matmul_is_right() {
     }
 }
 
-void attention_is_right() {
+void attention_is_right(int head_size) {
     Random random(5);
-    const int head_size = 10, n_tokens = 37, n_blocks = 3;
+    const int n_heads = 3, n_tokens = 37, n_blocks = 3;
     const struct {
         KvType type;
         double tolerance;
@@ -427,10 +432,8 @@ void attention_is_right() {
         const size_t stride = key_bytes + kv_value_bytes(kind.type, head_size);
         std::vector<char> cache(stride * n_blocks);
         const int32_t block_table[] = {2, 0, 1};
-        const std::vector<float> q = random.values(padded(head_size));
+        const std::vector<float> q = random.values(n_heads * head_size);
         std::vector<std::vector<float>> k, v;
-        std::vector<double> weights;
-        double total = 0;
         for (int t = 0; t < n_tokens; ++t) {
             k.push_back(random.values(padded(head_size)));
             v.push_back(random.values(padded(head_size)));
@@ -438,15 +441,12 @@ void attention_is_right() {
             scalar_kernels.store_key[type](k[t].data(), head_size, t % kBlockTokens, block);
             scalar_kernels.store_value[type](v[t].data(), head_size, t % kBlockTokens,
                                              block + key_bytes);
-            double dot = 0;
-            for (int d = 0; d < head_size; ++d) dot += double(q[d]) * k[t][d];
-            weights.push_back(std::exp(dot * 0.3));
-            total += weights[t];
         }
-        std::vector<float> scores(padded(n_tokens)), out(head_size);
+        std::vector<float> scores(kHeadsAtOnce * padded(n_tokens)), out(n_heads * head_size);
         std::vector<int8_t> q8(padded(head_size));
         Attention a{};
         a.q = q.data();
+        a.n_heads = n_heads;
         a.k_base = cache.data();
         a.v_base = cache.data() + key_bytes;
         a.block_stride = stride;
@@ -458,10 +458,22 @@ void attention_is_right() {
         a.q8 = q8.data();
         a.out = out.data();
         scalar_kernels.attend[type](a);
-        for (int d = 0; d < head_size; ++d) {
-            double sum = 0;
-            for (int t = 0; t < n_tokens; ++t) sum += weights[t] / total * v[t][d];
-            CHECK(std::abs(out[d] - sum) < kind.tolerance, out[d] << " for " << sum);
+        for (int h = 0; h < n_heads; ++h) {
+            const size_t first = h * head_size;
+            std::vector<double> sums(head_size);
+            double total = 0;
+            for (int t = 0; t < n_tokens; ++t) {
+                double dot = 0;
+                for (int d = 0; d < head_size; ++d) dot += double(q[first + d]) * k[t][d];
+                const double weight = std::exp(dot * 0.3);
+                for (int d = 0; d < head_size; ++d) sums[d] += weight * v[t][d];
+                total += weight;
+            }
+            for (int d = 0; d < head_size; ++d) {
+                const double sum = sums[d] / total;
+                CHECK(std::abs(out[first + d] - sum) < kind.tolerance,
+                      out[first + d] << " for " << sum);
+            }
         }
     }
 }
@@ -572,7 +584,7 @@ int main() {
     exp_is_right();
     swiglu_is_right();
     rmsnorm_is_right();
-    attention_is_right();
+    for (const int head_size : {5, 8, 10, 32}) attention_is_right(head_size);
     quantize_is_right();
     quantize_int4_is_right();
     every_table_equals_scalar();

@@ -60,7 +60,9 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
         q_scales_ = Buffer<float>(rows * q_groups_);
         q_sums_ = Buffer<int32_t>(rows * q_groups_);
     }
-    for (Buffer<float>& scores : scores_) scores = Buffer<float>(padded(config().max_seq_len));
+    for (Buffer<float>& scores : scores_) {
+        scores = Buffer<float>(kHeadsAtOnce * static_cast<size_t>(padded(config().max_seq_len)));
+    }
     for (Buffer<int8_t>& q8 : q8_) q8 = Buffer<int8_t>(padded(head_size_));
 }
 
@@ -239,23 +241,30 @@ void CpuTransformer::store_keys_and_values(Team& team, int layer) {
 // Heads first, then rows: what sequences share of the keys and values of a head stays in the cache.
 void CpuTransformer::attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
-    const auto [begin, end] = team.share(n_heads_ * rows);
+    // Heads with the same keys and values go together, unless some threads had too little to do.
+    const bool together = n_kv_heads_ % team.size() == 0 || rows >= 4 * team.size();
+    const int n = together ? n_heads_ / n_kv_heads_ : 1;
+    const auto [begin, end] = team.share(n_heads_ / n * rows);
     for (int item = begin; item < end; ++item) {
         const int next = std::min(item + 1, end - 1);
-        attend(team, layer, {item / rows, item % rows}, {next / rows, next % rows});
+        attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
     }
 }
 
-// One head of one row; `next` is what this thread will attend to after it.
-void CpuTransformer::attend(const Team& team, int layer, QueryHead now, QueryHead next) {
+// Some heads of one row; `next` is what this thread will attend to after them.
+void CpuTransformer::attend(const Team& team, int layer, QueryHeads now, QueryHeads next) {
     const Row& row = batch_->rows[now.row];
     const Row& next_row = batch_->rows[next.row];
     const int heads_per_kv = n_heads_ / n_kv_heads_;
-    const int kv_head = now.head / heads_per_kv, next_kv_head = next.head / heads_per_kv;
-    float* q = qkv_rows_.data() + static_cast<size_t>(now.row) * qkv_ + now.head * head_size_;
-    kernels_.rope(q, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
+    const int kv_head = now.first / heads_per_kv, next_kv_head = next.first / heads_per_kv;
+    float* q = qkv_rows_.data() + static_cast<size_t>(now.row) * qkv_ + now.first * head_size_;
+    for (int i = 0; i < now.n; ++i) {
+        kernels_.rope(q + i * head_size_, rotary_.cos(row.position), rotary_.sin(row.position),
+                      head_size_);
+    }
     Attention a{};
     a.q = q;
+    a.n_heads = now.n;
     a.k_base = kv_.keys(layer, kv_head);
     a.v_base = kv_.values(layer, kv_head);
     a.block_table = batch_->block_tables[row.sequence];
@@ -271,7 +280,7 @@ void CpuTransformer::attend(const Team& team, int layer, QueryHead now, QueryHea
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
     a.scores = scores_[team.rank()].data();
     a.q8 = q8_[team.rank()].data();
-    a.out = attended_.data() + static_cast<size_t>(now.row) * dim_ + now.head * head_size_;
+    a.out = attended_.data() + static_cast<size_t>(now.row) * dim_ + now.first * head_size_;
     kernels_.attend[static_cast<int>(kv_.type())](a);
 }
 

@@ -38,11 +38,12 @@ class CpuTransformer : public Backend {
     void feed_forward(Team& team, int layer);
     void classify(Team& team);
     void store_keys_and_values(Team& team, int layer);
-    struct QueryHead {
-        int head, row;
+    struct QueryHeads {  // heads [first, first + n) of a row, of one head of keys and values
+        int first, n;
+        int row;
     };
     void attend(Team& team, int layer);
-    void attend(const Team& team, int layer, QueryHead now, QueryHead next);
+    void attend(const Team& team, int layer, QueryHeads now, QueryHeads next);
 
     // Rows [begin, end), to be prepared `copy` rows further on in the buffers.
     struct Share {
@@ -101,7 +102,7 @@ class CpuTransformer : public Backend {
     Buffer<float> q_scales_;             // [rows][groups of the matrix]
     Buffer<int32_t> q_sums_;             // [rows][groups of the matrix]
     RotaryTables rotary_;                // filled as far as positions were used
-    std::vector<Buffer<float>> scores_;  // per thread [padded(max_seq_len)]
+    std::vector<Buffer<float>> scores_;  // per thread [kHeadsAtOnce][padded(max_seq_len)]
     std::vector<Buffer<int8_t>> q8_;     // per thread [padded(head_size)]
 
     // The pass in progress.
