@@ -208,9 +208,13 @@ void CpuTransformer::attention(Team& team, int layer) {
                  next);
         team.barrier();
     }
-    store_keys_and_values(team, layer);
-    if (!own_heads) team.barrier();
-    attend(team, layer);
+    if (n_kv_heads_ % team.size() == 0) {
+        store_and_attend(team, layer);
+    } else {
+        store_keys_and_values(team, layer);
+        team.barrier();
+        attend(team, layer);
+    }
     team.barrier();
     const Input attended = input(team, rows, w.wo, attended_.data(), dim_);
     multiply(out, w.wo, attended, rows, x_.data(), dim_, true,
@@ -218,36 +222,47 @@ void CpuTransformer::attention(Team& team, int layer) {
     team.barrier();
 }
 
-// Here and in attend() a thread's share is heads, and of each the rows.
+// Where every thread has whole heads of keys and values: each row's are stored just before it is
+// attended to, when they have been prefetched. Heads first, then rows, here and below: what
+// sequences share of a head stays in the cache.
+void CpuTransformer::store_and_attend(Team& team, int layer) {
+    const int rows = static_cast<int>(batch_->rows.size()), n = n_heads_ / n_kv_heads_;
+    const auto [begin, end] = team.share(n_kv_heads_ * rows);
+    for (int item = begin; item < end; ++item) {
+        const int next = std::min(item + 1, end - 1);
+        store_key_and_value(layer, item / rows, item % rows);
+        attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
+    }
+}
+
 void CpuTransformer::store_keys_and_values(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
     const auto [begin, end] = team.share(n_kv_heads_ * rows);
     for (int item = begin; item < end; ++item) {
-        const int r = item % rows, head = item / rows;
-        const Row& row = batch_->rows[r];
-        float* k =
-            qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
-        const float* v = k + n_kv_heads_ * head_size_;
-        kernels_.rope(k, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
-        const int block = batch_->block_tables[row.sequence][row.position / kBlockTokens];
-        const int slot = row.position % kBlockTokens;
-        const size_t offset = block * kv_.block_bytes();
-        const int type = static_cast<int>(kv_.type());
-        kernels_.store_key[type](k, head_size_, slot, kv_.keys(layer, head) + offset);
-        kernels_.store_value[type](v, head_size_, slot, kv_.values(layer, head) + offset);
+        store_key_and_value(layer, item / rows, item % rows);
     }
 }
 
-// Heads first, then rows: what sequences share of the keys and values of a head stays in the cache.
+void CpuTransformer::store_key_and_value(int layer, int head, int r) {
+    const Row& row = batch_->rows[r];
+    float* k = qkv_rows_.data() + static_cast<size_t>(r) * qkv_ + (n_heads_ + head) * head_size_;
+    const float* v = k + n_kv_heads_ * head_size_;
+    kernels_.rope(k, rotary_.cos(row.position), rotary_.sin(row.position), head_size_);
+    const int block = batch_->block_tables[row.sequence][row.position / kBlockTokens];
+    const int slot = row.position % kBlockTokens;
+    const size_t offset = block * kv_.block_bytes();
+    const int type = static_cast<int>(kv_.type());
+    kernels_.store_key[type](k, head_size_, slot, kv_.keys(layer, head) + offset);
+    kernels_.store_value[type](v, head_size_, slot, kv_.values(layer, head) + offset);
+}
+
+// Every head by itself, so that all threads have something to do.
 void CpuTransformer::attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
-    // Heads with the same keys and values go together, unless some threads had too little to do.
-    const bool together = n_kv_heads_ % team.size() == 0 || rows >= 4 * team.size();
-    const int n = together ? n_heads_ / n_kv_heads_ : 1;
-    const auto [begin, end] = team.share(n_heads_ / n * rows);
+    const auto [begin, end] = team.share(n_heads_ * rows);
     for (int item = begin; item < end; ++item) {
         const int next = std::min(item + 1, end - 1);
-        attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
+        attend(team, layer, {item / rows, 1, item % rows}, {next / rows, 1, next % rows});
     }
 }
 
