@@ -282,8 +282,8 @@ void store_value8(const float* v, int head_size, int slot, char* values) {
 int byte_weight(const char* elements, int i) { return static_cast<uint8_t>(elements[i]) - 128; }
 
 void attend_head8(const Attention& a) {
-    const int key_elements = key8_elements(a.head_size);
-    const int value_elements = value8_elements(a.head_size);
+    const int n_key_bytes = key8_elements(a.head_size);
+    const int n_value_bytes = value8_elements(a.head_size);
     const auto block = [&](int t) { return a.block_table[t / kBlockTokens] * a.block_stride; };
     const float q_step = a.scale * round_to_int8(a.q, a.head_size, a.q8);
     for (int t = 0; t < a.n_tokens; ++t) {
@@ -292,7 +292,7 @@ void attend_head8(const Attention& a) {
         int32_t dot = 0;
         for (int d = 0; d < a.head_size; ++d)
             dot += a.q8[d] * byte_weight(keys, key8_place(d, slot));
-        a.scores[t] = static_cast<float>(dot) * (q_step * kv_scales(keys, key_elements)[slot]);
+        a.scores[t] = static_cast<float>(dot) * (q_step * kv_scales(keys, n_key_bytes)[slot]);
     }
     const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
     for (int d = 0; d < a.head_size; ++d) a.out[d] = 0.0f;
@@ -300,7 +300,7 @@ void attend_head8(const Attention& a) {
         const char* values = a.v_base + block(first);
         const int n = a.n_tokens - first < kBlockTokens ? a.n_tokens - first : kBlockTokens;
         float* weights = a.scores + first;
-        for (int i = 0; i < n; ++i) weights[i] *= kv_scales(values, value_elements)[i];
+        for (int i = 0; i < n; ++i) weights[i] *= kv_scales(values, n_value_bytes)[i];
         int8_t w8[kBlockTokens];
         const float step = round_to_int8(weights, n, w8);
         for (int d = 0; d < a.head_size; ++d) {

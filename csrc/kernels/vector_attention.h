@@ -173,6 +173,7 @@ inline void sum_values(const Attention& a, const Heads<H>& heads, int panel) {
 }
 
 // Values of up to 8 dimensions stand in pairs, and so do their chains: of tokens 0 and 1, 2 and 3.
+// Models with such heads are too small for prefetching to matter.
 template <typename Kv, int H>
 inline void sum_narrow_values(const Attention& a, const Heads<H>& heads) {
     constexpr int kHalf = kLanes / 2;
@@ -186,12 +187,13 @@ inline void sum_narrow_values(const Attention& a, const Heads<H>& heads) {
 #pragma GCC unroll 8
         for (int t = 0; t < kBlockTokens; t += 2) {
             if (t >= left) break;
-            Vec pair = Kv::load_16(values + t * kHalf);
-            if (t + 1 == left) pair = low_lanes(pair, kHalf, zero());
+            const Vec pair = Kv::load_16(values + t * kHalf);
 #pragma GCC unroll 4
             for (int h = 0; h < H; ++h) {
                 Vec& chain = chains[h][t / 2 % 2];
-                chain = fma(set_halves(heads.scores[h] + first + t), pair, chain);
+                const Vec sum = fma(set_halves(heads.scores[h] + first + t), pair, chain);
+                // The last token's partner is skipped as in add_values().
+                chain = t + 1 == left ? low_lanes(sum, kHalf, chain) : sum;
             }
         }
     }
@@ -202,6 +204,8 @@ inline void sum_narrow_values(const Attention& a, const Heads<H>& heads) {
         store_part(heads.out[h], 0, a.head_size, mul(add(low, high), set1(heads.scale[h])));
     }
 }
+
+static_assert(kQueryHeads <= kHeadsAtOnce && kValuePanels >= kQueryHeads);
 
 // All P at a time, then what is left one by one.
 template <typename Kv, bool Ahead, int H, int P>

@@ -113,5 +113,10 @@ int main() {
     test_threads_and_callers(model.tensors, WeightType::kBFloat16, KvType::kFloat16);
     test_threads_and_callers(model.tensors, WeightType::kInt8, KvType::kInt8);
     test_threads_and_callers(model.tensors, WeightType::kInt4, KvType::kFloat32);
+    ModelConfig narrow = make_config();  // heads of 8, whole ones for two and three threads
+    narrow.n_heads = 24;
+    narrow.n_kv_heads = 6;
+    const RandomModel other(narrow);
+    test_threads_and_callers(other.tensors, WeightType::kFloat32, KvType::kFloat32);
     return check::finish("test_forward");
 }

@@ -478,6 +478,42 @@ void attention_is_right(int head_size) {
     }
 }
 
+// What stands behind the last token is skipped: a sum of -0, which an exact 0 times anything would
+// turn to +0, stays -0.
+void sums_keep_their_sign() {
+    for (const std::string& isa : supported_isas()) {
+        const KernelTable& table = *find_kernels(isa.c_str());
+        for (const int head_size : {4, 16}) {
+            const size_t key_bytes = kv_key_bytes(KvType::kFloat32, head_size);
+            std::vector<char> cache(key_bytes + kv_value_bytes(KvType::kFloat32, head_size));
+            const int32_t block_table[] = {0};
+            const int n_tokens = 5;
+            std::vector<float> q(head_size), scores(kHeadsAtOnce * kLanes), out(head_size);
+            q[0] = 1.0f;
+            for (int t = 0; t < n_tokens; ++t) {
+                std::vector<float> k(padded(head_size)), v(padded(head_size));
+                k[0] = t + 1 < n_tokens ? -80.0f : 0.0f;  // weights of about 1e-35, then 1
+                std::fill_n(v.begin(), head_size, t + 1 < n_tokens ? -1e-20f : -0.0f);
+                table.store_key[0](k.data(), head_size, t, cache.data());
+                table.store_value[0](v.data(), head_size, t, cache.data() + key_bytes);
+            }
+            Attention a{};
+            a.q = q.data();
+            a.n_heads = 1;
+            a.k_base = cache.data();
+            a.v_base = cache.data() + key_bytes;
+            a.block_table = block_table;
+            a.n_tokens = n_tokens;
+            a.head_size = head_size;
+            a.scale = 1.0f;
+            a.scores = scores.data();
+            a.out = out.data();
+            table.attend[0](a);
+            for (const float x : out) CHECK(x == 0 && std::signbit(x), isa << " " << head_size);
+        }
+    }
+}
+
 void quantize_is_right() {
     Random random(6);
     const std::vector<float> x = padded_values(random, 43);
@@ -585,6 +621,7 @@ int main() {
     swiglu_is_right();
     rmsnorm_is_right();
     for (const int head_size : {5, 8, 10, 32}) attention_is_right(head_size);
+    sums_keep_their_sign();
     quantize_is_right();
     quantize_int4_is_right();
     every_table_equals_scalar();

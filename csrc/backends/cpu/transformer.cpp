@@ -223,8 +223,8 @@ void CpuTransformer::attention(Team& team, int layer) {
 }
 
 // Where every thread has whole heads of keys and values: each row's are stored just before it is
-// attended to, when they have been prefetched. Heads first, then rows, here and below: what
-// sequences share of a head stays in the cache.
+// attended to, when their block has been prefetched; positions of a sequence ascend (backend.h).
+// Heads first, then rows, here and below: what sequences share of a head stays in the cache.
 void CpuTransformer::store_and_attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size()), n = n_heads_ / n_kv_heads_;
     const auto [begin, end] = team.share(n_kv_heads_ * rows);
@@ -256,13 +256,14 @@ void CpuTransformer::store_key_and_value(int layer, int head, int r) {
     kernels_.store_value[type](v, head_size_, slot, kv_.values(layer, head) + offset);
 }
 
-// Every head by itself, so that all threads have something to do.
 void CpuTransformer::attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
-    const auto [begin, end] = team.share(n_heads_ * rows);
+    // With few rows every head by itself, so that all threads have something to do.
+    const int n = rows >= 4 * team.size() ? n_heads_ / n_kv_heads_ : 1;
+    const auto [begin, end] = team.share(n_heads_ / n * rows);
     for (int item = begin; item < end; ++item) {
         const int next = std::min(item + 1, end - 1);
-        attend(team, layer, {item / rows, 1, item % rows}, {next / rows, 1, next % rows});
+        attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
     }
 }
 
