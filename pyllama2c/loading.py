@@ -106,7 +106,10 @@ def pack(checkpoint: Checkpoint, dtype: str, n_threads: int) -> _core.Weights:
     if checkpoint.kind.startswith("llama2.c v"):  # whose int8 values are taken as they are
         return _core.Weights.from_file(os.fspath(checkpoint.path), dtype, n_threads)[0]
     fields = dataclasses.asdict(checkpoint.config)
-    return _core.Weights.from_tensors(fields, dict(checkpoint.tensors), dtype, n_threads)
+    try:
+        return _core.Weights.from_tensors(fields, dict(checkpoint.tensors), dtype, n_threads)
+    except CheckpointError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from None
 
 
 def _load_packed(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> Loaded:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import models
 import numpy as np
@@ -93,15 +94,25 @@ def test_one_file_is_the_whole_model(tmp_path: Path, speaker: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_weights_that_are_no_numbers_are_not_quantized(tmp_path: Path, dtype: str) -> None:
+def test_weights_that_are_no_numbers_are_not_quantized(
+    tmp_path: Path, dtype: Literal["int8", "int4"]
+) -> None:
     config = models.CONFIGS["multi-head"]
     for value in (np.nan, np.inf):
         tensors = models.random_tensors(config)
         tensors["layers.1.attention.wv.weight"][3, 3] = value
         source = models.write_v0(tmp_path / "model.bin", config, tensors)
-        with pytest.raises(CheckpointError, match=r"layers\.1\.attention\.wv\.weight holds an inf"):
-            convert(source, tmp_path / "packed.safetensors", dtype=dtype)
+        hf = convert(source, tmp_path / f"hf-{value}", dtype="float32").path
+        for path in (source, hf):
+            message = (
+                rf"{re.escape(str(path))}: tensor layers\.1\.attention\.wv\.weight holds an inf"
+            )
+            with pytest.raises(CheckpointError, match=message):
+                Model(path, dtype=dtype)
+            with pytest.raises(CheckpointError, match=message):
+                convert(path, tmp_path / "packed.safetensors", dtype=dtype)
         assert not (tmp_path / "packed.safetensors").exists()
+        Model(source, dtype="bfloat16").close()
 
 
 def test_without_a_tokenizer_the_one_beside_it_is_taken(tmp_path: Path, speaker: Path) -> None:

@@ -192,8 +192,13 @@ void register_model(py::module_& m) {
             [](const std::filesystem::path& path, const std::string& dtype, int n_threads) {
                 ReleaseGil released;
                 const Checkpoint checkpoint = open_checkpoint(path.string());
-                auto weights = std::make_shared<Weights>(
-                    checkpoint.tensors, weight_type(dtype, checkpoint.tensors), n_threads);
+                const WeightType type = weight_type(dtype, checkpoint.tensors);
+                std::shared_ptr<Weights> weights;
+                try {
+                    weights = std::make_shared<Weights>(checkpoint.tensors, type, n_threads);
+                } catch (const CheckpointError& error) {
+                    throw CheckpointError(text(path.string(), ": ", error.what()));
+                }
                 const RetakeGil taken(released);
                 py::dict about;
                 about["version"] = checkpoint.version;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 
 #include "base/buffer.h"
 #include "base/parallel.h"
@@ -33,8 +34,9 @@ void Packer::interleave(const Matrix& to, const Tensor& a, const Tensor& b) {
     }
 }
 
-void Packer::run(int n_threads) {
+const Tensor* Packer::run(int n_threads) {
     std::atomic<size_t> next{0};
+    std::atomic<const Tensor*> not_finite{nullptr};
     size_t widest = 0;
     for (const Panel& panel : panels_) widest = std::max<size_t>(widest, padded(panel.to->k));
     std::vector<Buffer<float>> scratch(n_threads);
@@ -42,12 +44,30 @@ void Packer::run(int n_threads) {
     const KernelTable& table = kernels();
     parallel(n_threads, [&](Team& team) {
         float* rows = scratch[team.rank()].data();
-        for (size_t i = next++; i < panels_.size(); i = next++) pack(panels_[i], rows, table);
+        for (size_t i = next++; i < panels_.size(); i = next++) {
+            const Tensor* found = pack(panels_[i], rows, table);
+            if (found != nullptr) not_finite = found;
+        }
     });
+    return not_finite;
 }
 
+namespace {
+
+bool all_finite(const float* x, int n) {
+    uint32_t largest = 0;  // of the exponents: integers, so that the compiler makes vectors of it
+    for (int i = 0; i < n; ++i) {
+        uint32_t bits;
+        std::memcpy(&bits, x + i, sizeof bits);
+        largest = std::max(largest, bits & 0x7F800000u);
+    }
+    return largest != 0x7F800000u;
+}
+
+}  // namespace
+
 // rows: scratch [16][padded(k)]
-void Packer::pack(const Panel& panel, float* rows, const KernelTable& kernels) {
+const Tensor* Packer::pack(const Panel& panel, float* rows, const KernelTable& kernels) {
     const Matrix& to = *panel.to;
     if (to.packing == Packing::kInt8 && to.group_scales) {
         Int8Rows source{};
@@ -58,20 +78,23 @@ void Packer::pack(const Panel& panel, float* rows, const KernelTable& kernels) {
             source.scales[lane] = from.tensor->scales + from.row * to.groups() * 4;
         }
         pack_int8_panel(to, panel.index, source);
-        return;
+        return nullptr;
     }
+    const Tensor* not_finite = nullptr;
     const int stride = padded(to.k);
     for (int lane = 0; lane < kLanes; ++lane) {
         float* row = rows + static_cast<size_t>(lane) * stride;
         const auto& from = panel.rows[lane];
         if (from.tensor != nullptr) {
             from.tensor->read_row(from.row, row);
+            if (to.quantized() && !all_finite(row, to.k)) not_finite = from.tensor;
         } else {
             std::fill_n(row, to.k, 0.0f);
         }
         std::fill(row + to.k, row + stride, 0.0f);
     }
     pack_panel(to, panel.index, rows, kernels);
+    return not_finite;
 }
 
 }  // namespace pyllama2c

@@ -16,7 +16,9 @@ class Packer {
     // W is panels of a and b in turn, each with zeros to the end of its last panel.
     void interleave(const Matrix& to, const Tensor& a, const Tensor& b);
 
-    void run(int n_threads);
+    // Returns a tensor with an infinity or a NaN that should have become integers; nullptr: all is
+    // well.
+    const Tensor* run(int n_threads);
 
   private:
     struct Panel {
@@ -29,7 +31,7 @@ class Packer {
     };
 
     size_t append_panels(const Matrix& to);
-    static void pack(const Panel& panel, float* rows, const KernelTable& kernels);
+    static const Tensor* pack(const Panel& panel, float* rows, const KernelTable& kernels);
 
     std::vector<Panel> panels_;
 };

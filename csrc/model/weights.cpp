@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -42,6 +43,24 @@ void check_shapes(const ModelTensors& model) {
         check_shape("w2", layer.w2, c.dim, c.hidden_dim);
         check_shape("w3", layer.w3, c.hidden_dim, c.dim);
     }
+}
+
+// As docs/formats.md calls it.
+std::string name_of(const Tensor& tensor, const ModelTensors& model) {
+    if (&tensor == &model.token_embedding) return "tok_embeddings.weight";
+    if (&tensor == &model.output) return "output.weight";
+    for (size_t i = 0; i < model.layers.size(); ++i) {
+        const LayerTensors& layer = model.layers[i];
+        const std::pair<const Tensor*, const char*> parts[] = {
+            {&layer.wq, "attention.wq"},    {&layer.wk, "attention.wk"},
+            {&layer.wv, "attention.wv"},    {&layer.wo, "attention.wo"},
+            {&layer.w1, "feed_forward.w1"}, {&layer.w2, "feed_forward.w2"},
+            {&layer.w3, "feed_forward.w3"}};
+        for (const auto& [part, name] : parts) {
+            if (&tensor == part) return text("layers.", i, ".", name, ".weight");
+        }
+    }
+    return "unknown";
 }
 
 // The group of a v2 file, where the kernels can work with it.
@@ -195,7 +214,12 @@ void Weights::pack(const ModelTensors& tensors, int n_threads) {
     }
     tensors.final_norm.read_row(0, final_norm_);
     if (!config_.tied_embeddings) packer.stack(output_, {&tensors.output});
-    packer.run(n_threads);
+    const Tensor* not_finite = packer.run(n_threads);
+    if (not_finite != nullptr) {
+        throw CheckpointError(text("tensor ", name_of(*not_finite, tensors),
+                                   " holds an infinity or a NaN, which ", weight_type_name(type_),
+                                   " cannot: expected dtype float32 or bfloat16"));
+    }
 }
 
 void Weights::embed(int token, float* x) const {

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from pyllama2c import _core
-from pyllama2c.checkpoint import Checkpoint, packed, to_float32
+from pyllama2c.checkpoint import Checkpoint, packed
 from pyllama2c.checkpoint.dtypes import DTYPES
 from pyllama2c.checkpoint.huggingface import read_json
 from pyllama2c.convert.hf_tokenizer import write_hf_tokenizer
 from pyllama2c.convert.huggingface import write_hf
 from pyllama2c.convert.llama2c import (
-    check_finite,
     group_size_for,
     write_v0,
     write_v1,
@@ -242,10 +241,6 @@ def _write_packed(
 ) -> None:
     weights = pack(result.source, dtype, _core.available_cpus())
     result.dtype = weights.dtype
-    if weights.dtype in ("int8", "int4"):
-        for name, tensor in result.source.tensors.items():
-            if tensor.ndim == 2:  # norms stay float32
-                check_finite(result.source, name, to_float32(tensor))
     with (staging / result.path.name).open("wb") as file:
         packed.write_packed(
             file,
