@@ -15,10 +15,10 @@ constexpr int kTilePanels = 2;  // 2 x 12 sums + 2 weights + 1 broadcast: 27 of 
 constexpr int kTileRows = 12;
 constexpr int kRowPanelsQ = 4;
 constexpr int kTileRowsQ = 12;
-constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 12;  // 12 integer and 12 float sums
-constexpr int kValuePanels = 4;                     // head size 64 in one pass
-constexpr int kQueryHeads = 2;                      // 16 chains and 2 values
-constexpr int kBias8 = 128, kBias4 = 8;             // weights stay unsigned, as VPDPBUSD wants them
+constexpr int kTilePanelsQ4 = 2, kTileRowsQ4 = 6;  // 12 integer and 12 float sums
+constexpr int kValuePanels = 4;                    // head size 64 in one pass
+constexpr int kQueryHeads = 2;                     // 16 chains and 2 values
+constexpr int kBias8 = 128, kBias4 = 8;            // weights stay unsigned, as VPDPBUSD wants them
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
