@@ -369,7 +369,11 @@ inline void matmul(const Matmul& m) {
 
 void matmul_f32(const Matmul& m) { matmul<F32Tile, kRowPanels, kTilePanels, kTileRows>(m); }
 void matmul_bf16(const Matmul& m) { matmul<Bf16Tile, kRowPanels, kTilePanels, kTileRows>(m); }
-void matmul_q8(const Matmul& m) { matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQ>(m); }
+void matmul_q8(const Matmul& m) {
+    if (m.w_scale_step == 0) return matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQ>(m);
+    // With scales for each group, float sums need their registers all along.
+    matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQ / 2>(m);
+}
 void matmul_q4(const Matmul& m) { matmul<Q4Tile, kRowPanelsQ, kTilePanelsQ4, kTileRowsQ4>(m); }
 
 void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums) {
