@@ -40,7 +40,8 @@ class Backend {
     virtual ~Backend() = default;
     virtual const ModelConfig& config() const = 0;
     virtual int max_rows() const = 0;
-    virtual int n_blocks() const = 0;  // of the KV cache, 16 tokens each
+    virtual int n_blocks() const = 0;   // of the KV cache, 16 tokens each
+    virtual int n_threads() const = 0;  // of this process, that it may use
 
     // Starts a pass. The batch must stay as it is until advance() has returned true.
     virtual void begin(const Batch& batch) = 0;
@@ -51,7 +52,7 @@ class Backend {
     virtual float* logits(int i) = 0;
 
     // In-place softmax over n values with room for padded(n): the sampler's, with the same bits on
-    // every CPU.
+    // every CPU. Several threads may call it at once.
     virtual void softmax(float* x, int n) const = 0;
 };
 

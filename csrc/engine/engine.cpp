@@ -1,10 +1,12 @@
 #include "engine/engine.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <utility>
 
 #include "base/error.h"
+#include "base/parallel.h"
 
 namespace pyllama2c {
 
@@ -27,7 +29,10 @@ Engine::Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_
           std::min<size_t>(backend_->config().max_seq_len,
                            static_cast<size_t>(backend_->n_blocks()) * BlockManager::kTokens)),
       max_waiting_(max_waiting),
-      scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk) {}
+      scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk),
+      candidates_(backend_->n_threads()) {
+    for (Candidates& candidates : candidates_) candidates.reserve(backend_->config().vocab_size);
+}
 
 uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingParams params,
                         int priority, const RequestOptions& options) {
@@ -217,7 +222,7 @@ bool Engine::start_pass() {
     scheduled_ = scheduler_.schedule();
     batch_.clear();
     sampling_.clear();
-    sampled_.clear();
+    n_sampled_ = 0;
     if (scheduled_.empty()) return false;
     block_tables_.resize(scheduled_.size());
     for (size_t i = 0; i < scheduled_.size(); ++i) {
@@ -232,6 +237,7 @@ bool Engine::start_pass() {
         batch_.logit_rows.push_back(static_cast<int32_t>(batch_.rows.size()) - 1);
         sampling_.push_back(&item);
     }
+    sampled_.resize(sampling_.size());
     forward_done_ = false;
     forward_seconds_ = pass_seconds_ = 0;
     backend_->begin(batch_);
@@ -246,14 +252,29 @@ bool Engine::advance_pass(Clock::time_point deadline) {
         forward_done_ = backend_->advance(cautious(deadline));
         forward_seconds_ += seconds(start, Clock::now());
     }
-    while (forward_done_ && sampled_.size() < sampling_.size()) {
-        const int i = static_cast<int>(sampled_.size());
-        sampled_.push_back(sampling_[i]->sequence->sampler.sample(
-            backend_->logits(i), backend_->config().vocab_size, *backend_));
-        if (deadline != kNever && Clock::now() >= deadline) break;
-    }
+    if (forward_done_) sample(deadline);
     pass_seconds_ += seconds(start, Clock::now());
-    return forward_done_ && sampled_.size() == sampling_.size();
+    return forward_done_ && n_sampled_ == sampling_.size();
+}
+
+// Chooses tokens until all are chosen or the deadline is over, at least one with each thread. The
+// threads take them in order, so that those chosen are the first ones whenever it is over.
+void Engine::sample(Clock::time_point deadline) {
+    const int vocab_size = backend_->config().vocab_size;
+    // A second thread costs a few microseconds; it must be worth more.
+    constexpr size_t kLogitsPerThread = 16384;
+    const size_t left = sampling_.size() - n_sampled_;
+    const size_t most = std::min(left, 1 + left * vocab_size / kLogitsPerThread);
+    std::atomic<size_t> next{n_sampled_};
+    parallel(static_cast<int>(std::min(candidates_.size(), most)), [&](Team& team) {
+        for (size_t i = next++; i < sampling_.size(); i = next++) {
+            sampled_[i] = sampling_[i]->sequence->sampler.sample(
+                backend_->logits(static_cast<int>(i)), vocab_size, *backend_,
+                candidates_[team.rank()]);
+            if (deadline != kNever && Clock::now() >= deadline) break;
+        }
+    });
+    n_sampled_ = std::min(next.load(), sampling_.size());
 }
 
 void Engine::finish_pass() {
@@ -262,10 +283,10 @@ void Engine::finish_pass() {
     layer_seconds_ = forward_seconds_ / (backend_->config().n_layers + 1);
     stats_.busy_seconds += pass_seconds_;
     ++stats_.passes;
-    size_t n_sampled = 0;
+    size_t next_sampled = 0;
     for (const Scheduled& item : scheduled_) {
         Sequence& s = *item.sequence;
-        const int32_t token = item.samples ? sampled_[n_sampled++] : -1;
+        const int32_t token = item.samples ? sampled_[next_sampled++] : -1;
         if (s.finish != FinishReason::kNone) continue;  // cancelled meanwhile
         scheduler_.computed(s, item.n_rows);
         if (!item.samples) continue;

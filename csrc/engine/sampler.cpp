@@ -24,6 +24,17 @@ int32_t argmax(const float* x, int n) {
     return found == x + n ? 0 : static_cast<int32_t>(found - x);  // where x[0] is NaN
 }
 
+// Puts the candidates [from, to) of the order from the likeliest down in their places, all before
+// them being in theirs.
+void sort_best(Candidates& candidates, size_t from, size_t to) {
+    const auto more_likely = [](const Candidate& a, const Candidate& b) {
+        return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
+    };
+    const auto first = candidates.begin() + from, last = candidates.begin() + to;
+    std::nth_element(first, last, candidates.end(), more_likely);
+    std::sort(first, last, more_likely);
+}
+
 }  // namespace
 
 Sampler::Sampler(SamplingParams params, const std::vector<int32_t>& tokens, size_t n_prompt)
@@ -51,7 +62,8 @@ void Sampler::apply_penalties(float* logits) const {
     }
 }
 
-int32_t Sampler::sample(float* logits, int vocab_size, const Backend& backend) {
+int32_t Sampler::sample(float* logits, int vocab_size, const Backend& backend,
+                        Candidates& candidates) {
     for (const auto& [token, bias] : params_.logit_bias) logits[token] += bias;
     if (penalised_) apply_penalties(logits);
     // So close to 0, the division could overflow; the likeliest has all the probability anyway.
@@ -60,7 +72,7 @@ int32_t Sampler::sample(float* logits, int vocab_size, const Backend& backend) {
     backend.softmax(logits, vocab_size);
     const bool top_p = params_.top_p > 0.0f && params_.top_p < 1.0f;
     if (top_p || params_.top_k > 0 || params_.min_p > 0.0f) {
-        return draw_from_best(logits, vocab_size);
+        return draw_from_best(logits, vocab_size, candidates);
     }
     return draw_from_all(logits, vocab_size);
 }
@@ -79,18 +91,7 @@ int32_t Sampler::draw_from_all(const float* probabilities, int n) {
     return last;
 }
 
-// Puts the candidates [from, to) of the order from the likeliest down in their places, all before
-// them being in theirs.
-void Sampler::sort_best(size_t from, size_t to) {
-    const auto more_likely = [](const Candidate& a, const Candidate& b) {
-        return a.probability != b.probability ? a.probability > b.probability : a.token < b.token;
-    };
-    const auto first = candidates_.begin() + from, last = candidates_.begin() + to;
-    std::nth_element(first, last, candidates_.end(), more_likely);
-    std::sort(first, last, more_likely);
-}
-
-int32_t Sampler::draw_from_best(const float* probabilities, int n) {
+int32_t Sampler::draw_from_best(const float* probabilities, int n, Candidates& candidates) {
     const float coin = rng_.next_float();
     const bool top_p = params_.top_p > 0.0f && params_.top_p < 1.0f;
     const bool top_p_alone = params_.top_k == 0 && params_.min_p == 0.0f;
@@ -100,35 +101,35 @@ int32_t Sampler::draw_from_best(const float* probabilities, int n) {
     float least = 0.0f;
     if (top_p_alone && n > 1) least = (1.0f - params_.top_p) / static_cast<float>(n - 1);
     if (params_.min_p > 0.0f) least = params_.min_p * probabilities[argmax(probabilities, n)];
-    candidates_.clear();
+    candidates.clear();
     for (int i = 0; i < n; ++i) {
-        if (probabilities[i] >= least) candidates_.push_back({probabilities[i], i});
+        if (probabilities[i] >= least) candidates.push_back({probabilities[i], i});
     }
-    if (candidates_.empty()) {  // top_p near 0 on a flat distribution
+    if (candidates.empty()) {  // top_p near 0 on a flat distribution
         return argmax(probabilities, n);
     }
     size_t sorted = 0;  // of the candidates, the likeliest first
-    if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates_.size()) {
-        sort_best(0, params_.top_k);
+    if (params_.top_k > 0 && static_cast<size_t>(params_.top_k) < candidates.size()) {
+        sort_best(candidates, 0, params_.top_k);
         sorted = params_.top_k;
-        candidates_.resize(sorted);
+        candidates.resize(sorted);
     }
 
     // The nucleus is measured against what top_k and min_p left; alone, against the whole, 1.
     float total = 1.0f;
     if (!top_p_alone) {
         total = 0.0f;
-        for (const Candidate& candidate : candidates_) total += candidate.probability;
+        for (const Candidate& candidate : candidates) total += candidate.probability;
     }
     float kept = 0.0f;
-    size_t last = candidates_.size() - 1;
-    for (size_t i = 0; i < candidates_.size(); ++i) {
+    size_t last = candidates.size() - 1;
+    for (size_t i = 0; i < candidates.size(); ++i) {
         if (i == sorted) {  // most nuclei are small
-            const size_t more = std::min(candidates_.size(), std::max(size_t{64}, 4 * sorted));
-            sort_best(sorted, more);
+            const size_t more = std::min(candidates.size(), std::max(size_t{64}, 4 * sorted));
+            sort_best(candidates, sorted, more);
             sorted = more;
         }
-        kept += candidates_[i].probability;
+        kept += candidates[i].probability;
         if (top_p && kept > params_.top_p * total) {
             last = i;
             break;
@@ -137,10 +138,10 @@ int32_t Sampler::draw_from_best(const float* probabilities, int n) {
     const float target = coin * kept;
     float cumulative = 0.0f;
     for (size_t i = 0; i <= last; ++i) {
-        cumulative += candidates_[i].probability;
-        if (target < cumulative) return candidates_[i].token;
+        cumulative += candidates[i].probability;
+        if (target < cumulative) return candidates[i].token;
     }
-    return candidates_[last].token;
+    return candidates[last].token;
 }
 
 }  // namespace pyllama2c

@@ -12,6 +12,12 @@
 
 namespace pyllama2c {
 
+struct Candidate {
+    float probability;
+    int32_t token;
+};
+using Candidates = std::vector<Candidate>;  // scratch of a thread that samples
+
 // The sampler's memory of one sequence.
 class Sampler {
   public:
@@ -19,29 +25,23 @@ class Sampler {
     Sampler(SamplingParams params, const std::vector<int32_t>& tokens, size_t n_prompt);
 
     // Chooses from logits [padded(vocab_size)], which are overwritten, in this order: bias,
-    // penalties, temperature, softmax, min_p, top_k, top_p, one draw (none when greedy).
-    int32_t sample(float* logits, int vocab_size, const Backend& backend);
+    // penalties, temperature, softmax, min_p, top_k, top_p, one draw (none when greedy). Takes no
+    // memory where `candidates` has room for vocab_size of them.
+    int32_t sample(float* logits, int vocab_size, const Backend& backend, Candidates& candidates);
     // Says that the token became part of the text.
     void accept(int32_t token);
 
     const SamplingParams& params() const { return params_; }
 
   private:
-    struct Candidate {
-        float probability;
-        int32_t token;
-    };
-
     void apply_penalties(float* logits) const;
     int32_t draw_from_all(const float* probabilities, int n);
-    void sort_best(size_t from, size_t to);
-    int32_t draw_from_best(const float* probabilities, int n);
+    int32_t draw_from_best(const float* probabilities, int n, Candidates& candidates);
 
     SamplingParams params_;
     Rng rng_;
     bool penalised_;                             // whether `seen_` is kept
     std::unordered_map<int32_t, int32_t> seen_;  // tokens of prompt and text -> times in the text
-    std::vector<Candidate> candidates_;          // scratch
 };
 
 }  // namespace pyllama2c

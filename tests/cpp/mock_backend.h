@@ -32,6 +32,8 @@ class MockBackend : public Backend {
         return static_cast<int>(cache_.size()) / BlockManager::kTokens;
     }
 
+    int n_threads() const override { return 2; }
+
     void begin(const Batch& batch) override {
         batch_ = &batch;
         layer_ = 0;
@@ -74,6 +76,7 @@ class MockBackend : public Backend {
         Sampler sampler(params, tokens, tokens.size());
         std::vector<int32_t> text;
         std::vector<float> row(padded(config_.vocab_size));
+        Candidates candidates;
         while (params.max_tokens < 0 || text.size() < static_cast<size_t>(params.max_tokens)) {
             while (tokens.size() > longest) {
                 if (n_keep < 0) return text;
@@ -83,7 +86,7 @@ class MockBackend : public Backend {
             uint64_t hash = 0;
             for (const int32_t token : tokens) hash = mix(hash, token);
             fill(hash, config_.vocab_size, row.data());
-            const int32_t token = sampler.sample(row.data(), config_.vocab_size, *this);
+            const int32_t token = sampler.sample(row.data(), config_.vocab_size, *this, candidates);
             if (std::binary_search(params.stop_token_ids.begin(), params.stop_token_ids.end(),
                                    token)) {
                 break;

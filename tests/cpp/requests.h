@@ -19,9 +19,9 @@ struct Request {
 
 struct MockEngine {
     MockEngine(int max_seq_len, int n_blocks, int max_sequences, int prefill_chunk,
-               int64_t max_waiting = -1, int n_layers = 1) {
+               int64_t max_waiting = -1, int n_layers = 1, int vocab_size = kVocabulary) {
         auto mock = std::make_unique<MockBackend>(
-            kVocabulary, max_seq_len, max_sequences + prefill_chunk, n_blocks, n_layers);
+            vocab_size, max_seq_len, max_sequences + prefill_chunk, n_blocks, n_layers);
         backend = mock.get();
         engine =
             std::make_unique<Engine>(std::move(mock), max_sequences, prefill_chunk, max_waiting);

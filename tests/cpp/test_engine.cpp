@@ -191,6 +191,31 @@ void impossible_requests_are_refused_at_once() {
     expect_everything_free(mock);
 }
 
+// Vocabularies that are worth a thread for each text; with a deadline, some have theirs later.
+void several_threads_choose_what_one_does() {
+    Random random(9);
+    for (int round = 0; round < 20; ++round) {
+        MockEngine mock(40, 60, 8, 40, -1, 1, 20000);
+        std::map<uint64_t, Request> requests;
+        Results results;
+        for (int i = 0; i < 8; ++i) {
+            Request request = mock.make_request(random);
+            request.params.temperature = 1;
+            request.params.top_p = 0.9f;
+            request.params.max_tokens = 4;
+            request.expected = mock.backend->expected(request.prompt, request.params);
+            requests[mock.submit(request)] = request;
+        }
+        std::vector<uint64_t> ids;
+        for (const auto& [id, request] : requests) ids.push_back(id);
+        while (mock.engine->has_work()) {
+            mock.engine->step(Clock::now() + std::chrono::microseconds(200), no_interruption);
+            results.add(mock.engine->collect(ids));
+        }
+        for (const auto& [id, request] : requests) CHECK(results.tokens(id) == request.expected);
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -202,5 +227,6 @@ int main() {
     texts_end_where_they_should();
     the_important_go_first();
     impossible_requests_are_refused_at_once();
+    several_threads_choose_what_one_does();
     return check::finish("test_engine");
 }

@@ -17,7 +17,8 @@ int32_t sample(const SamplingParams& params, std::vector<float> logits,
                const std::vector<int32_t>& tokens = {}, size_t n_prompt = 0) {
     const int n = static_cast<int>(logits.size());
     logits.resize(padded(n));
-    return Sampler(params, tokens, n_prompt).sample(logits.data(), n, backend);
+    Candidates candidates;
+    return Sampler(params, tokens, n_prompt).sample(logits.data(), n, backend, candidates);
 }
 
 SamplingParams greedy() {
@@ -30,11 +31,12 @@ SamplingParams greedy() {
 std::map<int32_t, double> shares(const SamplingParams& params, const std::vector<float>& logits) {
     constexpr int kDraws = 20000;
     Sampler sampler(params, {}, 0);
+    Candidates candidates;
     std::map<int32_t, double> result;
     for (int i = 0; i < kDraws; ++i) {
         std::vector<float> row = logits;
         row.resize(padded(static_cast<int>(logits.size())));
-        result[sampler.sample(row.data(), static_cast<int>(logits.size()), backend)] +=
+        result[sampler.sample(row.data(), static_cast<int>(logits.size()), backend, candidates)] +=
             1.0 / kDraws;
     }
     return result;
@@ -143,11 +145,12 @@ void accepted_tokens_count() {
     SamplingParams params = greedy();
     params.frequency_penalty = 1;
     Sampler sampler(params, {0}, 1);
+    Candidates candidates;
     std::string text;
     for (int i = 0; i < 6; ++i) {
         std::vector<float> logits = {2.5f, 2, 0};
         logits.resize(padded(3));
-        const int32_t token = sampler.sample(logits.data(), 3, backend);
+        const int32_t token = sampler.sample(logits.data(), 3, backend, candidates);
         sampler.accept(token);
         text += static_cast<char>('0' + token);
     }

@@ -23,6 +23,7 @@ class CpuTransformer : public Backend {
     const ModelConfig& config() const override { return weights_->config(); }
     int max_rows() const override { return max_rows_; }
     int n_blocks() const override { return kv_.n_blocks(); }
+    int n_threads() const override { return n_threads_; }
     void begin(const Batch& batch) override;
     bool advance(Clock::time_point deadline) override;
     float* logits(int i) override { return logits_.data() + i * logits_stride_; }
