@@ -26,6 +26,7 @@ import base64
 import contextlib
 import json
 import random
+import signal
 from collections.abc import AsyncIterator
 from itertools import product
 from pathlib import Path
@@ -146,10 +147,12 @@ def _json(**fields: Any) -> str:
 async def run_server(
     model: Path | None, port: int, save: Path | None = None, pause: float = 1.0
 ) -> None:
-    """Serve until cancelled; then let everybody remember."""
+    """Serve until cancelled or terminated; then let everybody remember."""
+    terminated = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminated.set)
     async with village(model, port, save, pause) as (_, address):
         print(f"the village is at {address}", flush=True)
-        await asyncio.get_running_loop().create_future()
+        await terminated.wait()
 
 
 @contextlib.asynccontextmanager
@@ -167,7 +170,9 @@ async def village(
             finally:
                 life.cancel()
                 if save:
-                    save.write_text(_json(**here.save()))
+                    written = save.with_name(save.name + ".new")
+                    written.write_text(_json(**here.save()))
+                    written.replace(save)
 
 
 async def visit(address: str, who: str, lines: list[str]) -> list[str]:

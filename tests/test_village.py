@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -124,3 +125,17 @@ def test_the_village_remembers(example: ModuleType, tmp_path: Path) -> None:
     in_two_days = asyncio.run(day(save, lines[:2])) + asyncio.run(day(save, lines[2:]))
     assert in_two_days == asyncio.run(day(None, lines))
     assert save.stat().st_size < 200 * 1000
+
+
+def test_the_village_remembers_when_it_is_terminated(tmp_path: Path) -> None:
+    if not VILLAGE.exists():
+        pytest.skip("the examples are not here")
+    save = tmp_path / "village"
+    command = [sys.executable, str(VILLAGE), "--port", "0", "--save", str(save)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        assert "the village is at" in server.stdout.readline()
+        server.terminate()
+        assert server.wait(60) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["village"]
+    assert json.loads(save.read_text())
