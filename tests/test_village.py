@@ -133,9 +133,12 @@ def test_the_village_remembers_when_it_is_terminated(tmp_path: Path) -> None:
     save = tmp_path / "village"
     command = [sys.executable, str(VILLAGE), "--port", "0", "--save", str(save)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None
-        assert "the village is at" in server.stdout.readline()
-        server.terminate()
-        assert server.wait(60) == 0
+        try:
+            assert server.stdout is not None
+            assert "the village is at" in server.stdout.readline()
+            server.terminate()
+            assert server.wait(60) == 0
+        finally:
+            server.kill()
     assert [path.name for path in tmp_path.iterdir()] == ["village"]
     assert json.loads(save.read_text())

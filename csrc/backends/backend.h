@@ -49,10 +49,11 @@ class Backend {
     // (false: call again to go on).
     virtual bool advance(Clock::time_point deadline) = 0;
     // Of the i-th of logit_rows, once done: [padded(vocab_size)], the caller may overwrite it.
+    // Several threads may call this and softmax() at once.
     virtual float* logits(int i) = 0;
 
     // In-place softmax over n values with room for padded(n): the sampler's, with the same bits on
-    // every CPU. Several threads may call it at once.
+    // every CPU.
     virtual void softmax(float* x, int n) const = 0;
 };
 

@@ -2,6 +2,8 @@
 
 #include <sched.h>
 
+#include <algorithm>
+
 #ifdef _OPENMP
 #include <omp.h>
 #include <pthread.h>
@@ -65,16 +67,18 @@ void Team::barrier() {
     }
 }
 
-HIDDEN_FROM_TSAN void parallel(int n_threads, const std::function<void(Team&)>& body) {
+HIDDEN_FROM_TSAN void parallel(int n_threads, int n_active,
+                               const std::function<void(Team&)>& body) {
     Team::Shared shared;
 #ifdef _OPENMP
-    if (n_threads > 1) {
+    if (n_active > 1) {
         HAPPENS_BEFORE(&shared);
 #pragma omp parallel num_threads(n_threads)
         {
             HAPPENS_AFTER(&shared);
-            Team team(omp_get_thread_num(), omp_get_num_threads(), &shared);
-            body(team);
+            const int size = std::min(n_active, omp_get_num_threads());
+            Team team(omp_get_thread_num(), size, &shared);
+            if (team.rank() < size) body(team);
             HAPPENS_BEFORE(&shared);
         }
         HAPPENS_AFTER(&shared);
@@ -82,6 +86,7 @@ HIDDEN_FROM_TSAN void parallel(int n_threads, const std::function<void(Team&)>& 
     }
 #endif
     static_cast<void>(n_threads);
+    static_cast<void>(n_active);
     Team team(0, 1, &shared);
     body(team);
 }

@@ -30,6 +30,7 @@ Engine::Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_
                            static_cast<size_t>(backend_->n_blocks()) * BlockManager::kTokens)),
       max_waiting_(max_waiting),
       scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk),
+      sampled_(max_sequences),
       candidates_(backend_->n_threads()) {
     for (Candidates& candidates : candidates_) candidates.reserve(backend_->config().vocab_size);
 }
@@ -219,14 +220,14 @@ bool Engine::compute_some(Lock& lock, Clock::time_point deadline, const Interrup
 }
 
 bool Engine::start_pass() {
-    scheduled_ = scheduler_.schedule();
+    // Until all of it stands there is no pass: memory may run out on the way.
+    std::vector<Scheduled> scheduled = scheduler_.schedule();
     batch_.clear();
     sampling_.clear();
-    n_sampled_ = 0;
-    if (scheduled_.empty()) return false;
-    block_tables_.resize(scheduled_.size());
-    for (size_t i = 0; i < scheduled_.size(); ++i) {
-        Scheduled& item = scheduled_[i];
+    if (scheduled.empty()) return false;
+    block_tables_.resize(scheduled.size());
+    for (size_t i = 0; i < scheduled.size(); ++i) {
+        Scheduled& item = scheduled[i];
         block_tables_[i] = item.sequence->blocks;
         batch_.block_tables.push_back(block_tables_[i].data());
         for (size_t position = item.first; position < item.first + item.n_rows; ++position) {
@@ -237,10 +238,11 @@ bool Engine::start_pass() {
         batch_.logit_rows.push_back(static_cast<int32_t>(batch_.rows.size()) - 1);
         sampling_.push_back(&item);
     }
-    sampled_.resize(sampling_.size());
+    backend_->begin(batch_);
+    scheduled_ = std::move(scheduled);  // sampling_ points into it still
     forward_done_ = false;
     forward_seconds_ = pass_seconds_ = 0;
-    backend_->begin(batch_);
+    n_sampled_ = 0;
     return true;
 }
 
@@ -252,21 +254,22 @@ bool Engine::advance_pass(Clock::time_point deadline) {
         forward_done_ = backend_->advance(cautious(deadline));
         forward_seconds_ += seconds(start, Clock::now());
     }
-    if (forward_done_) sample(deadline);
+    if (forward_done_) choose_tokens(deadline);
     pass_seconds_ += seconds(start, Clock::now());
     return forward_done_ && n_sampled_ == sampling_.size();
 }
 
-// Chooses tokens until all are chosen or the deadline is over, at least one with each thread. The
-// threads take them in order, so that those chosen are the first ones whenever it is over.
-void Engine::sample(Clock::time_point deadline) {
+// Chooses tokens until all are chosen or the deadline is over, at least one. The threads take them
+// in order, so that those chosen are the first ones whenever it is over.
+void Engine::choose_tokens(Clock::time_point deadline) {
     const int vocab_size = backend_->config().vocab_size;
     // A second thread costs a few microseconds; it must be worth more.
     constexpr size_t kLogitsPerThread = 16384;
     const size_t left = sampling_.size() - n_sampled_;
-    const size_t most = std::min(left, 1 + left * vocab_size / kLogitsPerThread);
+    const size_t useful = std::min(left, 1 + left * vocab_size / kLogitsPerThread);
+    const int n_threads = backend_->n_threads();
     std::atomic<size_t> next{n_sampled_};
-    parallel(static_cast<int>(std::min(candidates_.size(), most)), [&](Team& team) {
+    parallel(n_threads, static_cast<int>(std::min<size_t>(n_threads, useful)), [&](Team& team) {
         for (size_t i = next++; i < sampling_.size(); i = next++) {
             sampled_[i] = sampling_[i]->sequence->sampler.sample(
                 backend_->logits(static_cast<int>(i)), vocab_size, *backend_,

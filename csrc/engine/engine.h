@@ -97,7 +97,7 @@ class Engine {
     void compute_until(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted);
     bool start_pass();
     bool advance_pass(Clock::time_point deadline);
-    void sample(Clock::time_point deadline);
+    void choose_tokens(Clock::time_point deadline);
     void finish_pass();
     Clock::time_point cautious(Clock::time_point deadline) const;
     void accept(Sequence& sequence, int32_t token, Clock::time_point now);
@@ -127,7 +127,7 @@ class Engine {
     Batch batch_;
     bool forward_done_ = false;
     std::vector<Scheduled*> sampling_;
-    std::vector<int32_t> sampled_;        // for each of sampling_
+    std::vector<int32_t> sampled_;        // [max_sequences] for each of sampling_
     size_t n_sampled_ = 0;                // the first of which are done
     std::vector<Candidates> candidates_;  // per thread
     double forward_seconds_ = 0, pass_seconds_ = 0;

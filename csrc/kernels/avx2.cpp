@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kRowPanelsQ = 2;
 constexpr int kTileRowsQ = 4;  // 4 x 2 sums, 2 weights twice, activations, ones, 1 product
+constexpr int kTileRowsQG = 4;
 constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 4;
 constexpr int kBias8 = 0, kBias4 = 8;
 

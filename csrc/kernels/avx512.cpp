@@ -14,7 +14,7 @@ constexpr int kRowPanels = 8;   // 8 chains of latency 4 keep both FMA units bus
 constexpr int kTilePanels = 2;  // 2 x 12 sums + 2 weights + 1 broadcast: 27 of 32 registers
 constexpr int kTileRows = 12;
 constexpr int kRowPanelsQ = 4;
-constexpr int kTileRowsQ = 12;
+constexpr int kTileRowsQ = 12, kTileRowsQG = 6;    // G: with float sums beside the others
 constexpr int kTilePanelsQ4 = 2, kTileRowsQ4 = 6;  // 12 integer and 12 float sums
 constexpr int kValuePanels = 4;                    // head size 64 in one pass
 constexpr int kQueryHeads = 2;                     // 16 chains and 2 values

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int kRowPanelsQ = 4;
 constexpr int kTileRowsQ = 6;  // 6 x 2 sums, 2 weights, activations: 15 of 16 registers
+constexpr int kTileRowsQG = 6;
 constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 4;  // 4 x 2 sums, 4 weights, 2 activations
 constexpr int kBias8 = 128, kBias4 = 8;            // weights stay unsigned, as VPDPBUSD wants them
 

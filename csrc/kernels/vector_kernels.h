@@ -26,8 +26,9 @@
 //   end_nibbles(sums, start) for the Ints
 //   round_to_bytes(x, q)     stores the lanes, rounded with ties to even, as int8; returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
-// float weights, kRowPanelsQ, kTileRowsQ for int8, kTilePanelsQ4, kTileRowsQ4 for int4,
-// kValuePanels and kQueryHeads (up to kHeadsAtOnce) in attention.
+// float weights, kRowPanelsQ, kTileRowsQ, kTileRowsQG (with scales for each group) for int8,
+// kTilePanelsQ4, kTileRowsQ4 for int4, kValuePanels and kQueryHeads (up to kHeadsAtOnce) in
+// attention.
 
 Vec exp_vec(Vec x) {
     const Vec clamped = min(x, set1(kExpMax));
@@ -372,7 +373,7 @@ void matmul_bf16(const Matmul& m) { matmul<Bf16Tile, kRowPanels, kTilePanels, kT
 void matmul_q8(const Matmul& m) {
     if (m.w_scale_step == 0) return matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQ>(m);
     // With scales for each group, float sums need their registers all along.
-    matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQ / 2>(m);
+    matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQG>(m);
 }
 void matmul_q4(const Matmul& m) { matmul<Q4Tile, kRowPanelsQ, kTilePanelsQ4, kTileRowsQ4>(m); }
 
