@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -113,6 +114,11 @@ def test_weights_that_are_no_numbers_are_not_quantized(
                 convert(path, tmp_path / "packed.safetensors", dtype=dtype)
         assert not (tmp_path / "packed.safetensors").exists()
         Model(source, dtype="bfloat16").close()
+    quantized = write(tmp_path / "quantized.bin", "multi-head", version=2)
+    data = quantized.read_bytes()  # a scale of the last tensor ends it
+    quantized.write_bytes(data[:-4] + struct.pack("<f", np.nan))
+    with pytest.raises(CheckpointError, match=r"layers\.\d\.feed_forward\.w3\.weight holds an inf"):
+        Model(quantized, dtype=dtype)
 
 
 def test_without_a_tokenizer_the_one_beside_it_is_taken(tmp_path: Path, speaker: Path) -> None:

@@ -34,31 +34,14 @@ void Packer::interleave(const Matrix& to, const Tensor& a, const Tensor& b) {
     }
 }
 
-const Tensor* Packer::run(int n_threads) {
-    std::atomic<size_t> next{0};
-    std::atomic<const Tensor*> not_finite{nullptr};
-    size_t widest = 0;
-    for (const Panel& panel : panels_) widest = std::max<size_t>(widest, padded(panel.to->k));
-    std::vector<Buffer<float>> scratch(n_threads);
-    for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * kLanes);
-    const KernelTable& table = kernels();
-    parallel(n_threads, n_threads, [&](Team& team) {
-        float* rows = scratch[team.rank()].data();
-        for (size_t i = next++; i < panels_.size(); i = next++) {
-            const Tensor* found = pack(panels_[i], rows, table);
-            if (found != nullptr) not_finite = found;
-        }
-    });
-    return not_finite;
-}
-
 namespace {
 
-bool all_finite(const float* x, int n) {
+// Of floats, wherever they stand.
+bool all_finite(const void* x, size_t n) {
     uint32_t largest = 0;  // of the exponents: integers, so that the compiler makes vectors of it
-    for (int i = 0; i < n; ++i) {
+    for (size_t i = 0; i < n; ++i) {
         uint32_t bits;
-        std::memcpy(&bits, x + i, sizeof bits);
+        std::memcpy(&bits, static_cast<const char*>(x) + i * sizeof bits, sizeof bits);
         largest = std::max(largest, bits & 0x7F800000u);
     }
     return largest != 0x7F800000u;
@@ -66,7 +49,28 @@ bool all_finite(const float* x, int n) {
 
 }  // namespace
 
-// rows: scratch [16][padded(k)]
+const Tensor* Packer::run(int n_threads) {
+    std::atomic<size_t> next{0};
+    std::atomic<size_t> first_bad{panels_.size()};
+    size_t widest = 0;
+    for (const Panel& panel : panels_) widest = std::max<size_t>(widest, padded(panel.to->k));
+    std::vector<Buffer<float>> scratch(n_threads);
+    for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * kLanes);
+    const KernelTable& table = kernels();
+    parallel(n_threads, n_threads, [&](Team& team) {
+        float* rows = scratch[team.rank()].data();
+        for (size_t i = next++; i < first_bad; i = next++) {
+            if (pack(panels_[i], rows, table) == nullptr) continue;
+            size_t known = first_bad;
+            while (i < known && !first_bad.compare_exchange_weak(known, i)) {
+            }
+        }
+    });
+    if (first_bad == panels_.size()) return nullptr;
+    return pack(panels_[first_bad], scratch[0].data(), table);
+}
+
+// rows: scratch [16][padded(k)]. Returns the first tensor that cannot become integers.
 const Tensor* Packer::pack(const Panel& panel, float* rows, const KernelTable& kernels) {
     const Matrix& to = *panel.to;
     if (to.packing == Packing::kInt8 && to.group_scales) {
@@ -76,25 +80,25 @@ const Tensor* Packer::pack(const Panel& panel, float* rows, const KernelTable& k
             if (from.tensor == nullptr) continue;
             source.values[lane] = from.tensor->data + from.row * to.k;
             source.scales[lane] = from.tensor->scales + from.row * to.groups() * 4;
+            if (!all_finite(source.scales[lane], to.groups())) return from.tensor;
         }
         pack_int8_panel(to, panel.index, source);
         return nullptr;
     }
-    const Tensor* not_finite = nullptr;
     const int stride = padded(to.k);
     for (int lane = 0; lane < kLanes; ++lane) {
         float* row = rows + static_cast<size_t>(lane) * stride;
         const auto& from = panel.rows[lane];
         if (from.tensor != nullptr) {
             from.tensor->read_row(from.row, row);
-            if (to.quantized() && !all_finite(row, to.k)) not_finite = from.tensor;
+            if (to.quantized() && !all_finite(row, to.k)) return from.tensor;
         } else {
             std::fill_n(row, to.k, 0.0f);
         }
         std::fill(row + to.k, row + stride, 0.0f);
     }
     pack_panel(to, panel.index, rows, kernels);
-    return not_finite;
+    return nullptr;
 }
 
 }  // namespace pyllama2c
