@@ -44,6 +44,19 @@ struct PauseAroundFork {
         pthread_atfork([] { omp_pause_resource_all(omp_pause_hard); }, nullptr, nullptr);
     }
 } pause_around_fork;
+
+// How many threads to ask libgomp for. For a smaller team it ends threads, and for the next larger
+// one it starts new ones; so a pool stays as large as it was, the rest looking on, until it has
+// been too large for a while: threads that look on keep their CPUs busy.
+int pool_for(int n_threads) {
+    constexpr int kPatience = 256;            // regions
+    thread_local int size = 0, patience = 0;  // libgomp has a pool for each thread that calls
+    if (n_threads >= size || --patience == 0) {
+        size = n_threads;
+        patience = kPatience;
+    }
+    return size;
+}
 #endif
 
 }  // namespace
@@ -67,16 +80,16 @@ void Team::barrier() {
     }
 }
 
-HIDDEN_FROM_TSAN void parallel(int n_threads, int n_active,
-                               const std::function<void(Team&)>& body) {
+HIDDEN_FROM_TSAN void parallel(int n_threads, const std::function<void(Team&)>& body) {
     Team::Shared shared;
 #ifdef _OPENMP
-    if (n_active > 1) {
+    if (n_threads > 1) {
+        const int pool = pool_for(n_threads);
         HAPPENS_BEFORE(&shared);
-#pragma omp parallel num_threads(n_threads)
+#pragma omp parallel num_threads(pool)
         {
             HAPPENS_AFTER(&shared);
-            const int size = std::min(n_active, omp_get_num_threads());
+            const int size = std::min(n_threads, omp_get_num_threads());
             Team team(omp_get_thread_num(), size, &shared);
             if (team.rank() < size) body(team);
             HAPPENS_BEFORE(&shared);
@@ -86,7 +99,6 @@ HIDDEN_FROM_TSAN void parallel(int n_threads, int n_active,
     }
 #endif
     static_cast<void>(n_threads);
-    static_cast<void>(n_active);
     Team team(0, 1, &shared);
     body(team);
 }

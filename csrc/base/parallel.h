@@ -37,11 +37,9 @@ class Team {
     Shared* shared_;
 };
 
-// Runs body on the first `n_active` of a team of `n_threads` threads at once (fewer where the
-// runtime gives fewer). The body must not throw. Who has more work at one time than at another
-// should change n_active, not n_threads: for a team of another size the runtime ends threads and
-// starts new ones.
-void parallel(int n_threads, int n_active, const std::function<void(Team&)>& body);
+// Runs body on `n_threads` threads at once (fewer where the runtime gives fewer). The body must
+// not throw.
+void parallel(int n_threads, const std::function<void(Team&)>& body);
 
 // Whether this build has OpenMP; without it every region has one thread.
 bool has_openmp();

@@ -267,9 +267,8 @@ void Engine::choose_tokens(Clock::time_point deadline) {
     constexpr size_t kLogitsPerThread = 16384;
     const size_t left = sampling_.size() - n_sampled_;
     const size_t useful = std::min(left, 1 + left * vocab_size / kLogitsPerThread);
-    const int n_threads = backend_->n_threads();
     std::atomic<size_t> next{n_sampled_};
-    parallel(n_threads, static_cast<int>(std::min<size_t>(n_threads, useful)), [&](Team& team) {
+    parallel(static_cast<int>(std::min(candidates_.size(), useful)), [&](Team& team) {
         for (size_t i = next++; i < sampling_.size(); i = next++) {
             sampled_[i] = sampling_[i]->sequence->sampler.sample(
                 backend_->logits(static_cast<int>(i)), vocab_size, *backend_,

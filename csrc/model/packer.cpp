@@ -57,7 +57,7 @@ const Tensor* Packer::run(int n_threads) {
     std::vector<Buffer<float>> scratch(n_threads);
     for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * kLanes);
     const KernelTable& table = kernels();
-    parallel(n_threads, n_threads, [&](Team& team) {
+    parallel(n_threads, [&](Team& team) {
         float* rows = scratch[team.rank()].data();
         for (size_t i = next++; i < first_bad; i = next++) {
             if (pack(panels_[i], rows, table) == nullptr) continue;

@@ -188,7 +188,7 @@ void Weights::own(int n_threads) {
     constexpr size_t kPart = size_t{1} << 21;  // whole huge pages: each is zeroed by who fills it
     Pages memory(nbytes_);
     char* to = static_cast<char*>(memory.data());
-    parallel(n_threads, n_threads, [&](Team& team) {
+    parallel(n_threads, [&](Team& team) {
         const auto parts = team.share(static_cast<int>((nbytes_ + kPart - 1) / kPart));
         const size_t begin = parts.first * kPart, end = std::min(parts.second * kPart, nbytes_);
         if (begin < end) std::memcpy(to + begin, image_ + begin, end - begin);

@@ -1,9 +1,11 @@
 // Many threads inside one engine at once; built with ThreadSanitizer too.
 #include <atomic>
 #include <mutex>
+#include <set>
 #include <stdexcept>
 #include <thread>
 
+#include "base/parallel.h"
 #include "check.h"
 #include "requests.h"
 
@@ -51,9 +53,27 @@ int live(MockEngine& mock, uint64_t seed) {
     return wrong;
 }
 
+// Teams of one size and another: nobody is sent home to be called again at once.
+void a_pool_keeps_its_threads() {
+    std::mutex mutex;
+    std::set<std::thread::id> seen;
+    for (int i = 0; i < 200; ++i) {
+        const int wanted = i % 2 == 0 ? 4 : 2;
+        int ran = 0;
+        parallel(wanted, [&](Team&) {
+            const std::lock_guard lock(mutex);
+            ++ran;
+            seen.insert(std::this_thread::get_id());
+        });
+        CHECK(1 <= ran && ran <= wanted, ran);
+    }
+    CHECK(seen.size() <= 4, seen.size() << " threads");
+}
+
 }  // namespace
 
 int main() {
+    a_pool_keeps_its_threads();
     for (const int n_blocks : {8, 40}) {
         MockEngine mock(100, n_blocks, 6, 20);
         std::atomic<int> wrong{0};

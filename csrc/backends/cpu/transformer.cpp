@@ -77,7 +77,7 @@ void CpuTransformer::begin(const Batch& batch) {
 bool CpuTransformer::advance(Clock::time_point deadline) {
     const int threads = useful_threads(static_cast<int>(batch_->rows.size()));
     out_of_time_ = false;
-    parallel(n_threads_, threads, [&](Team& team) { forward(team, deadline); });
+    parallel(threads, [&](Team& team) { forward(team, deadline); });
     return !out_of_time_;
 }
 
