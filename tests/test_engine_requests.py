@@ -288,7 +288,7 @@ def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
 def test_cancelling_frees_everything_at_any_moment(model: Model) -> None:
     engine = Engine(model, prefill_chunk=4, max_sequences=3)
     for n_steps in range(12):
-        requests = [engine.submit([5] * 40, max_tokens=8) for _ in range(5)]
+        requests = [engine.submit([5] * 40, max_tokens=8, ignore_eos=True) for _ in range(5)]
         for _ in range(n_steps):
             engine.step(0.01 if n_steps % 2 else None)
         for request in requests:
