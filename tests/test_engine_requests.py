@@ -355,7 +355,7 @@ def test_closing_ends_what_is_going_on(speaker: Path) -> None:
     assert request.finish_reason == "cancelled"
     with pytest.raises(ClosedError, match="the engine is closed"):
         first.step()
-    other = second.submit("Once")
+    other = second.submit("Once", ignore_eos=True)
     second.step()
     model.close()
     assert other.finish_reason == "cancelled"
