@@ -208,31 +208,12 @@ void CpuTransformer::attention(Team& team, int layer) {
                  next);
         team.barrier();
     }
-    if (n_kv_heads_ % team.size() == 0) {
-        store_and_attend(team, layer);
-    } else {
-        store_keys_and_values(team, layer);
-        team.barrier();
-        attend(team, layer);
-    }
+    attend(team, layer);
     team.barrier();
     const Input attended = input(team, rows, w.wo, attended_.data(), dim_);
     multiply(out, w.wo, attended, rows, x_.data(), dim_, true,
              weights_at(w.gate_up, share_pairs(team, w.gate_up).first));
     team.barrier();
-}
-
-// Where every thread has whole heads of keys and values: each row's are stored just before it is
-// attended to, when their block has been prefetched; positions of a sequence ascend (backend.h).
-// Heads first, then rows, here and below: what sequences share of a head stays in the cache.
-void CpuTransformer::store_and_attend(Team& team, int layer) {
-    const int rows = static_cast<int>(batch_->rows.size()), n = n_heads_ / n_kv_heads_;
-    const auto [begin, end] = team.share(n_kv_heads_ * rows);
-    for (int item = begin; item < end; ++item) {
-        const int next = std::min(item + 1, end - 1);
-        store_key_and_value(layer, item / rows, item % rows);
-        attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
-    }
 }
 
 void CpuTransformer::store_keys_and_values(Team& team, int layer) {
@@ -256,13 +237,22 @@ void CpuTransformer::store_key_and_value(int layer, int head, int r) {
     kernels_.store_value[type](v, head_size_, slot, kv_.values(layer, head) + offset);
 }
 
+// Heads first, then rows: what sequences share of the keys and values of a head stays in the cache.
 void CpuTransformer::attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
+    // Where a thread has whole heads of keys and values, each row's are stored just before it is
+    // attended to, when their block has been prefetched: a sequence's positions ascend (backend.h).
+    const bool whole_heads = n_kv_heads_ % team.size() == 0;
+    if (!whole_heads) {
+        store_keys_and_values(team, layer);
+        team.barrier();
+    }
     // With few rows every head by itself, so that all threads have something to do.
-    const int n = rows >= 4 * team.size() ? n_heads_ / n_kv_heads_ : 1;
+    const int n = whole_heads || rows >= 4 * team.size() ? n_heads_ / n_kv_heads_ : 1;
     const auto [begin, end] = team.share(n_heads_ / n * rows);
     for (int item = begin; item < end; ++item) {
         const int next = std::min(item + 1, end - 1);
+        if (whole_heads) store_key_and_value(layer, item / rows, item % rows);
         attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
     }
 }

@@ -38,7 +38,6 @@ class CpuTransformer : public Backend {
     void attention(Team& team, int layer);
     void feed_forward(Team& team, int layer);
     void classify(Team& team);
-    void store_and_attend(Team& team, int layer);
     void store_keys_and_values(Team& team, int layer);
     void store_key_and_value(int layer, int head, int r);
     struct QueryHeads {  // heads [first, first + n) of a row, of one head of keys and values
