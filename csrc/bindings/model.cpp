@@ -252,7 +252,6 @@ void register_model(py::module_& m) {
         .def_property_readonly("group_size", &Weights::file_group)
         .def_property_readonly("config", [](const Weights& w) { return config_dict(w.config()); })
         .def_property_readonly("nbytes", &Weights::nbytes)
-        .def_property_readonly("bytes_per_token", &Weights::bytes_per_token)
         .def_property_readonly("dtype", [](const Weights& w) { return weight_type_name(w.type()); })
         .def(
             "kv_bytes_per_block",

@@ -142,8 +142,12 @@ inline Quad set1_quad(const int8_t* p) {
     __builtin_memcpy(&four, p, sizeof four);
     return _mm256_set1_epi32(four);
 }
+inline __m256i whole_half(__m256 x) {
+    const __m256i number = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
+    return _mm256_and_si256(_mm256_cvtps_epi32(x), number);
+}
 inline Ints round_to_bytes(Vec x, int8_t* q) {
-    const Ints whole = {_mm256_cvtps_epi32(x.lo), _mm256_cvtps_epi32(x.hi)};
+    const Ints whole = {whole_half(x.lo), whole_half(x.hi)};
     // packs works within 128-bit halves: quarters come out as 0 2 1 3
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(whole.lo, whole.hi), 0xD8);
     const __m128i bytes =

@@ -108,7 +108,7 @@ inline Ints dot(Ints sums, Bytes weights, Quad quad) {
 inline NibbleSums start_nibbles(int start) { return set1_int(start); }
 inline Ints end_nibbles(NibbleSums sums, int) { return sums; }
 inline Ints round_to_bytes(Vec x, int8_t* q) {
-    const __m512i whole = _mm512_cvtps_epi32(x);
+    const __m512i whole = _mm512_maskz_cvtps_epi32(_mm512_cmp_ps_mask(x, x, _CMP_ORD_Q), x);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(whole));
     return whole;
 }

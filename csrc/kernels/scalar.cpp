@@ -121,15 +121,20 @@ void matmul_q4(const Matmul& m) {
         });
 }
 
-// q = x rounded to int8; returns what a step of it is worth.
+// q = x rounded to int8; returns what a step of it is worth. An infinity or a NaN makes that NaN,
+// and with it all that is computed of the values.
 float round_to_int8(const float* x, int n, int8_t* q) {
-    float most = 0.0f;
-    for (int i = 0; i < n; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+    float most = 0.0f, poison = 0.0f;
+    for (int i = 0; i < n; ++i) {
+        most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+        poison += x[i] * 0.0f;
+    }
     const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
     for (int i = 0; i < n; ++i) {
-        q[i] = static_cast<int8_t>(x[i] * inverse + kRoundMagic - kRoundMagic);
+        const float steps = x[i] * inverse;
+        q[i] = std::isnan(steps) ? 0 : static_cast<int8_t>(steps + kRoundMagic - kRoundMagic);
     }
-    return most / 127.0f;
+    return most / 127.0f + poison;
 }
 
 void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums) {
@@ -215,8 +220,8 @@ void swiglu(const float* gate_up, int panels, float* h) {
 
 // x = exp(x - max(x)) over n values, zeros up to the padding; returns their sum.
 float exp_and_sum(float* x, int n) {
-    float max = x[0];
-    for (int i = 1; i < n; ++i) max = x[i] > max ? x[i] : max;
+    float max = -INFINITY;
+    for (int i = 0; i < n; ++i) max = x[i] > max ? x[i] : max;
     float lanes[kLanes] = {};
     for (int i = 0; i < padded(n); ++i) {
         x[i] = i < n ? exp_one(x[i] - max) : 0.0f;
@@ -247,13 +252,18 @@ float kv_load(const char* elements, int i) {
     return half_to_float(reinterpret_cast<const uint16_t*>(elements)[i]);
 }
 
+// What is too large for half precision becomes the largest there is, not an infinity.
+uint16_t kv_half(float x) {
+    const float below = x < kLargestHalf ? x : kLargestHalf;
+    return float_to_half(std::fma(x, 0.0f, below > -kLargestHalf ? below : -kLargestHalf));
+}
+
 template <KvType type, int place(int head_size, int d, int slot)>
 void store(const float* x, int head_size, int slot, char* elements) {
     for (int d = 0; d < head_size; ++d) {
         const int i = place(head_size, d, slot);
         if (type == KvType::kFloat32) reinterpret_cast<float*>(elements)[i] = x[d];
-        if (type == KvType::kFloat16)
-            reinterpret_cast<uint16_t*>(elements)[i] = float_to_half(x[d]);
+        if (type == KvType::kFloat16) reinterpret_cast<uint16_t*>(elements)[i] = kv_half(x[d]);
     }
 }
 

@@ -10,17 +10,16 @@ struct KvF32 {
 struct KvF16 {
     using Element = uint16_t;
     static inline Vec load_16(const Element* p) { return load_half(p); }
-    static inline void store_16(Vec v, Element* p) { store_half(p, v); }
+    // What is too large becomes the largest there is, not an infinity; a NaN remains one.
+    static inline void store_16(Vec v, Element* p) {
+        const Vec most = set1(kLargestHalf);
+        store_half(p, fma(v, zero(), max(min(v, most), sub(zero(), most))));
+    }
 };
 
 template <typename Kv>
 inline const typename Kv::Element* kv_elements(const char* block) {
     return reinterpret_cast<const typename Kv::Element*>(block);
-}
-
-// Lanes d .. d + 15 of a vector of n, zero beyond its end.
-inline Vec load_part(const float* x, int d, int n) {
-    return d + kLanes <= n ? load(x + d) : load_low(x + d, n - d);
 }
 
 inline void store_part(float* y, int d, int n, Vec v) {

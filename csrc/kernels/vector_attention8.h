@@ -2,26 +2,6 @@
 // packed matrices, like those with int8 weights. See vector_kernels.h, behind which
 // vector_table.h includes this file.
 
-// What an int8 vector's steps are worth, and what turns floats into such steps.
-struct Step {
-    float size, inverse;
-};
-
-inline Step step_for(float largest) {
-    return {largest / 127.0f, largest >= kLeastQuantized ? 127.0f / largest : 0.0f};
-}
-
-inline Step step_for(const float* x, int n) {
-    Vec most = zero();
-    for (int d = 0; d < n; d += kLanes) most = max(most, abs(load_part(x, d, n)));
-    return step_for(max_lane(most));
-}
-
-// Lanes d .. d + 15 of x [n] as int8, zeros behind its end.
-inline Ints round_part(const float* x, int d, int n, Step step, int8_t* q) {
-    return round_to_bytes(mul(load_part(x, d, n), set1(step.inverse)), q);
-}
-
 inline float* kv_scales(const uint8_t* elements, int n) {
     return reinterpret_cast<float*>(const_cast<uint8_t*>(elements) + n);
 }
@@ -99,7 +79,7 @@ inline BlockWeights round_weights(const Attention& a, int block) {
                       load(kv_scales(values, value8_elements(a.head_size))));
     // Past the end there may be anything for a scale.
     if (count < kBlockTokens) weights = low_lanes(weights, count, zero());
-    const Step step = step_for(max_lane(weights));
+    const Step step = step_for(max(weights, zero()), mul(weights, zero()));
     BlockWeights rounded;
     rounded.sum = sum_int(round_to_bytes(mul(weights, set1(step.inverse)), rounded.q));
     rounded.step = step.size;

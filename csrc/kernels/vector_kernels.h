@@ -6,7 +6,8 @@
 //
 // A new instruction set is one such file, a line each in cpu_info.cpp, dispatch.cpp, kernels.h and
 // CMakeLists.txt, and no change here. It defines, for `struct Vec` (16 float lanes):
-//   load store set1 zero  add sub mul div min max  fma(a, b, c) = a * b + c, rounded once
+//   load store set1 zero  add sub mul div  fma(a, b, c) = a * b + c, rounded once
+//   min max        b where a is NaN
 //   set_halves(p)  p[0] in lanes 0 to 7, p[1] in the others
 //   swap_pairs     lanes (0 1 2 3 ...) -> (1 0 3 2 ...)
 //   swap_halves    lanes (0 ... 15) -> (8 ... 15 0 ... 7)
@@ -24,7 +25,9 @@
 //                            (load_bytes) or kBias4 (load_nibbles) too large
 //   `NibbleSums` are the sums of nibbles of one group: start_nibbles(start), dot(), and
 //   end_nibbles(sums, start) for the Ints
-//   round_to_bytes(x, q)     stores the lanes, rounded with ties to even, as int8; returns them
+//   round_to_bytes(x, q)     stores the lanes, rounded with ties to even, NaN as 0, as int8;
+//   returns
+//                            them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
 // float weights, kRowPanelsQ, kTileRowsQ, kTileRowsQG (with scales for each group) for int8,
 // kTilePanelsQ4, kTileRowsQ4 for int4, kValuePanels and kQueryHeads (up to kHeadsAtOnce) in
@@ -377,18 +380,48 @@ void matmul_q8(const Matmul& m) {
 }
 void matmul_q4(const Matmul& m) { matmul<Q4Tile, kRowPanelsQ, kTilePanelsQ4, kTileRowsQ4>(m); }
 
+// ---- int8 --------------------------------------------------------------------------------------
+
+// Lanes d .. d + 15 of a vector of n, zero beyond its end.
+inline Vec load_part(const float* x, int d, int n) {
+    return d + kLanes <= n ? load(x + d) : load_low(x + d, n - d);
+}
+
+// What an int8 vector's steps are worth, and what turns floats into such steps.
+struct Step {
+    float size, inverse;
+};
+
+// poison: zeros, or a NaN where a value was an infinity or a NaN: then the size is NaN.
+inline Step step_for(Vec most, Vec poison) {
+    const float largest = max_lane(most);
+    return {largest / 127.0f + sum(poison), largest >= kLeastQuantized ? 127.0f / largest : 0.0f};
+}
+
+inline Step step_for(const float* x, int n) {
+    Vec most = zero(), poison = zero();
+    for (int d = 0; d < n; d += kLanes) {
+        const Vec part = load_part(x, d, n);
+        most = max(abs(part), most);  // in this order no NaN
+        poison = fma(part, zero(), poison);
+    }
+    return step_for(most, poison);
+}
+
+// Lanes d .. d + 15 of x [n] as int8, zeros behind its end.
+inline Ints round_part(const float* x, int d, int n, Step step, int8_t* q) {
+    return round_to_bytes(mul(load_part(x, d, n), set1(step.inverse)), q);
+}
+
 void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums) {
     for (int start = 0; start < n; start += group, ++scales, ++sums) {
-        const int end = start + group < n ? start + group : n;
-        Vec most = zero();
-        for (int i = start; i < end; i += kLanes) most = max(most, abs(load(x + i)));
-        const float largest = max_lane(most);
-        *scales = largest / 127.0f;
-        const Vec inverse = set1(largest >= kLeastQuantized ? 127.0f / largest : 0.0f);
+        const int count = start + group < n ? group : n - start;
+        const Step step = step_for(x + start, count);
         Ints total = set1_int(0);
-        for (int i = start; i < end; i += kLanes) {
-            total = add_int(total, round_to_bytes(mul(load(x + i), inverse), q + i));
+        for (int d = 0; d < count; d += kLanes) {
+            total = add_int(total, round_part(x + start, d, count, step, q + start + d));
         }
+        *scales = step.size;
         *sums = sum_int(total);
     }
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cstring>
 
 #include "base/buffer.h"
@@ -36,15 +37,16 @@ void Packer::interleave(const Matrix& to, const Tensor& a, const Tensor& b) {
 
 namespace {
 
-// Of floats, wherever they stand.
-bool all_finite(const void* x, size_t n) {
-    uint32_t largest = 0;  // of the exponents: integers, so that the compiler makes vectors of it
+// Whether none of the floats, wherever they stand, is beyond `most`, an infinity or a NaN.
+bool all_within(float most, const void* x, size_t n) {
+    uint32_t limit, largest = 0;  // as integers, so that the compiler makes vectors of it
+    std::memcpy(&limit, &most, sizeof limit);
     for (size_t i = 0; i < n; ++i) {
         uint32_t bits;
         std::memcpy(&bits, static_cast<const char*>(x) + i * sizeof bits, sizeof bits);
-        largest = std::max(largest, bits & 0x7F800000u);
+        largest = std::max(largest, bits & 0x7FFFFFFFu);
     }
-    return largest != 0x7F800000u;
+    return largest <= limit;
 }
 
 }  // namespace
@@ -80,18 +82,19 @@ const Tensor* Packer::pack(const Panel& panel, float* rows, const KernelTable& k
             if (from.tensor == nullptr) continue;
             source.values[lane] = from.tensor->data + from.row * to.k;
             source.scales[lane] = from.tensor->scales + from.row * to.groups() * 4;
-            if (!all_finite(source.scales[lane], to.groups())) return from.tensor;
+            if (!all_within(FLT_MAX, source.scales[lane], to.groups())) return from.tensor;
         }
         pack_int8_panel(to, panel.index, source);
         return nullptr;
     }
     const int stride = padded(to.k);
+    const float most = to.packing == Packing::kInt4 ? kLargestInt4 : FLT_MAX;
     for (int lane = 0; lane < kLanes; ++lane) {
         float* row = rows + static_cast<size_t>(lane) * stride;
         const auto& from = panel.rows[lane];
         if (from.tensor != nullptr) {
             from.tensor->read_row(from.row, row);
-            if (to.quantized() && !all_finite(row, to.k)) return from.tensor;
+            if (to.quantized() && !all_within(most, row, to.k)) return from.tensor;
         } else {
             std::fill_n(row, to.k, 0.0f);
         }

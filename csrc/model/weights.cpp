@@ -216,21 +216,17 @@ void Weights::pack(const ModelTensors& tensors, int n_threads) {
     if (!config_.tied_embeddings) packer.stack(output_, {&tensors.output});
     const Tensor* not_finite = packer.run(n_threads);
     if (not_finite != nullptr) {
-        throw CheckpointError(text("tensor ", name_of(*not_finite, tensors),
-                                   " holds an infinity or a NaN, which ", weight_type_name(type_),
-                                   " cannot: expected dtype float32 or bfloat16"));
+        const bool int4 = type_ == WeightType::kInt4;
+        throw CheckpointError(
+            text("tensor ", name_of(*not_finite, tensors), " holds an infinity or a NaN",
+                 int4 ? ", or a number beyond 524032" : "", ", which ", weight_type_name(type_),
+                 " cannot: expected dtype float32 or bfloat16"));
     }
 }
 
 void Weights::embed(int token, float* x) const {
     embedding_.read_row(token, x);
     std::fill(x + config_.dim, x + padded(config_.dim), 0.0f);
-}
-
-size_t Weights::bytes_per_token() const {
-    const size_t embedding =
-        embedding_.panels * (embedding_.panel_bytes() + embedding_.panel_scale_bytes());
-    return nbytes_ - (config_.tied_embeddings ? 0 : embedding);
 }
 
 }  // namespace pyllama2c

@@ -70,8 +70,6 @@ class Weights {
     // Copies a borrowed image into huge pages of its own, on `n_threads` threads, and lets go of
     // the owner. Throws CapacityError where the memory cannot be had.
     void own(int n_threads);
-    // What one decoded token reads: every weight but, in untied models, the embedding.
-    size_t bytes_per_token() const;
 
   private:
     void place();

@@ -30,6 +30,14 @@ std::string bytes(const std::vector<T>& values) {
     return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
+// One NaN is as good as another.
+std::string bytes(std::vector<float> values) {
+    for (float& x : values) {
+        if (std::isnan(x)) x = std::numeric_limits<float>::quiet_NaN();
+    }
+    return std::string(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(float));
+}
+
 std::string sizes(std::initializer_list<int> numbers) {
     std::string result;
     for (const int n : numbers) result += (result.empty() ? "" : " x ") + std::to_string(n);
@@ -43,6 +51,12 @@ float extreme(Random& random) {
                                     -1e10f, 3e38f,   -3e38f, -87.01f, 88.01f,  0.34657f, -0.34657f};
     if (random.chance(0.5)) return special[random.between(0, std::size(special) - 1)];
     return random.value(-100, 100);
+}
+
+// What a broken model computes.
+float not_finite(Random& random) {
+    static const float broken[] = {kInfinity, -kInfinity, std::nanf(""), 3e38f, -3e38f, 1e6f};
+    return broken[random.between(0, std::size(broken) - 1)];
 }
 
 // Memory as the engine lays it out: the padding behind n values holds zeros.
@@ -195,6 +209,10 @@ Outcome test_quantize(const KernelTable& table, Random& random) {
         const float tiny = std::ldexp(1.0f, random.between(-149, -110));
         for (float& value : x) value *= tiny;
     }
+    if (random.chance(0.2)) {
+        for (int i = random.between(1, 3); i > 0; --i)
+            x[random.between(0, n - 1)] = not_finite(random);
+    }
     std::vector<int8_t> q(padded(n) + 1, 7);
     std::vector<float> scales(groups + 1, 7.0f);
     std::vector<int32_t> sums(groups + 1, 7);
@@ -251,11 +269,12 @@ Outcome test_swiglu(const KernelTable& table, Random& random) {
 Outcome test_softmax(const KernelTable& table, Random& random) {
     const int n = random.between(1, 1000);
     std::vector<float> x = random.values(n, -20, 20);
-    const int kind = random.between(0, 3);
+    const int kind = random.between(0, 4);
     for (float& value : x) {
         if (kind == 1 && random.chance(0.3)) value = -kInfinity;
         if (kind == 2) value = extreme(random);
         if (kind == 3) value *= 1e30f;
+        if (kind == 4 && random.chance(0.1)) value = not_finite(random);
     }
     if (kind == 1) x[random.between(0, n - 1)] = 0;  // not all of them
     x.resize(padded(n), 1e30f);                      // what lies in the padding must not matter
@@ -307,14 +326,19 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     }
     std::vector<char> cache(stride * n_blocks, static_cast<char>(0xFF));
     const float spread = random.chance(0.2) ? 30.0f : 1.0f;
+    const bool broken = random.chance(0.2);
+    const auto vector = [&](int n, float most) {
+        std::vector<float> x = random.values(n, -most, most);
+        if (broken && random.chance(0.1)) x[random.between(0, n - 1)] = not_finite(random);
+        return x;
+    };
     for (int t = 0; t < n_tokens; ++t) {
         char* block = cache.data() + block_table[t / kBlockTokens] * stride;
-        const std::vector<float> k = random.values(head_size, -spread, spread);
-        const std::vector<float> v = random.values(head_size);
+        const std::vector<float> k = vector(head_size, spread), v = vector(head_size, 1.0f);
         table.store_key[type](k.data(), head_size, t % kBlockTokens, block);
         table.store_value[type](v.data(), head_size, t % kBlockTokens, block + key_bytes);
     }
-    const std::vector<float> q = random.values(n_heads * head_size);
+    const std::vector<float> q = vector(n_heads * head_size, 1.0f);
     std::vector<float> scores(kHeadsAtOnce * padded(n_tokens)), out(n_heads * head_size + 1, 7.0f);
     std::vector<int8_t> q8(padded(head_size));
     Attention a{};
@@ -337,6 +361,7 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     a.q8 = q8.data();
     a.out = out.data();
     table.attend[type](a);
+    if (broken) return {sizes({head_size, n_heads, n_tokens}), bytes(out)};
     for (const float x : out) CHECK(x == x, "NaN from an unused place");
     std::string keys;
     for (int b = 0; b < n_blocks; ++b) keys.append(cache.data() + b * stride, key_bytes);
