@@ -129,8 +129,6 @@ class Weights:
         float32 logits (len(tokens), vocab_size).
         """
     @property
-    def bytes_per_token(self) -> int: ...
-    @property
     def config(self) -> dict[str, typing.Any]: ...
     @property
     def dtype(self) -> str: ...
@@ -287,7 +285,11 @@ class Engine:
         n_blocks: typing.SupportsInt | typing.SupportsIndex,
         max_waiting: typing.SupportsInt | typing.SupportsIndex = -1,
         preallocate: bool = False,
-    ) -> None: ...
+        max_cached: typing.SupportsInt | typing.SupportsIndex = 2147483647,
+    ) -> None:
+        """
+        max_cached: free blocks to be found, beyond which they are used before new ones.
+        """
     def busy(self) -> bool: ...
     def cancel(self, id: typing.SupportsInt | typing.SupportsIndex, complete: bool = False) -> None:
         """

@@ -124,6 +124,8 @@ class Model:
             max_sequences=max_sequences,
             prefill_chunk=self._prefill_chunk,
             n_blocks=self._count_blocks(kv_bytes, self._kv_type),
+            # Of what was written before enough to find the beginnings again that prompts share.
+            max_cached=2 * -(-self.config.max_seq_len // BLOCK_TOKENS),
         )
         self._engine: _core.Engine | None = self._make_engine()
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # that others have made of it
@@ -221,8 +223,8 @@ class Model:
             last one has a ``finish_reason`` and the whole ``completion``. Closing the generator
             stops the work at once.
         """
-        request = self._prepare(as_one(prompt), merged_params(params, options))
-        chunks = self._stream(self._open_engine(), request)
+        request = self._prepare(as_one("prompt", prompt), merged_params(params, options))
+        chunks = self._stream(request)
         next(chunks)  # up to its first yield: what submitting refuses is refused now
         return chunks
 
@@ -309,6 +311,8 @@ class Model:
         self.close()
 
     def __repr__(self) -> str:
+        if self._open_weights is None:
+            return f"<pyllama2c.Model {self.path.name!r}: closed>"
         c = self.config
         return (
             f"<pyllama2c.Model {self.path.name!r}: {c.n_params:,} parameters, "
@@ -373,16 +377,23 @@ class Model:
                 engine.cancel(request_id)
         return [cast(Completion, request.completion) for request in requests]
 
-    @staticmethod
-    def _stream(engine: _core.Engine, request: Generation) -> Generator[Chunk, None, None]:
+    def _stream(self, request: Generation) -> Generator[Chunk, None, None]:
+        engine = self._open_engine()
         request_id = _submit(engine, request)
         try:
             yield Chunk("", (), None, None)  # for stream(); from here on closing cancels
             while request.completion is None:
+                if self._is_left_behind(engine):
+                    raise ClosedError("the text began in the process that forked this one")
                 for progress in engine.wait([request_id]):
                     yield request.push(progress)
         finally:
-            engine.cancel(request_id)
+            if not self._is_left_behind(engine):
+                engine.cancel(request_id)
+
+    def _is_left_behind(self, engine: _core.Engine) -> bool:
+        """Whether it is of no use in this process; see `_after_fork`."""
+        return self._engine is not None and self._engine is not engine
 
 
 def _submit(engine: _core.Engine, request: Generation) -> int:

@@ -228,6 +228,15 @@ def test_closing_a_stream_stops_the_work(model: Model) -> None:
     assert model._open_engine().stats()["running"] == 0
 
 
+def test_what_was_written_takes_no_more_memory(speaker: Path) -> None:
+    with Model(speaker, kv_memory="64MiB") as model:
+        for seed in range(60):
+            model.generate("", seed=seed, temperature=2.0, max_tokens=40, ignore_eos=True)
+        stats = model._open_engine().stats()
+    # Two contexts of 6 blocks, and the two full ones of the last text.
+    assert 12 <= stats["blocks_cached"] <= 14 < stats["blocks"]
+
+
 def test_one_token_vocabulary(tmp_path: Path) -> None:
     config = models.CONFIGS["one token"]
     path = models.write_v0(tmp_path / "model.bin", config, models.random_tensors(config))
@@ -254,7 +263,9 @@ def test_one_token_vocabulary(tmp_path: Path) -> None:
         (np.array([5.0]), {}, "prompt holds .*5.0.*, expected"),
         ("\ud800", {}, "lone surrogate"),
         ("Once", {"temperature": float("nan")}, "temperature is nan"),
-        ("Once", {"length": 3}, "length"),
+        ("Once", {"length": 3}, "unknown option 'length', expected temperature, "),
+        ("Once", {"max_new_tokens": 3}, "did you mean max_tokens"),
+        ("Once", {"repeat_penalty": 1.1}, "did you mean repetition_penalty"),
         ("Once", {"stop_token_ids": [420]}, "stop_token_ids names token 420"),
         ("Once", {"logit_bias": {420: 1}}, "logit_bias names token 420"),
         ("Once", {"params": 5}, "params is 5"),
@@ -276,6 +287,7 @@ def test_bad_lists_are_named(model: Model) -> None:
         ([None], "None"),
         ([b"Once"], "ids is b'Once'"),
         ([[5], None], "prompt holds None"),
+        ([5, [5]], "expected either token ids or a list"),
     ):
         with pytest.raises(ArgumentError, match=message):
             model.generate(prompts)  # type: ignore[call-overload]

@@ -81,6 +81,26 @@ def test_ctrl_c_reaches_the_main_thread_while_others_compute(endless: Model) -> 
     thread.join()
 
 
+def test_a_handler_may_generate(endless: Model) -> None:
+    texts = []
+
+    def handler(*_: object) -> None:
+        texts.append(endless.generate("Lily", max_tokens=2, temperature=0).text)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGUSR1))
+        timer.start()
+        start = time.monotonic()
+        while not texts:
+            endless.generate(["Lily", "Once"], temperature=0, max_tokens=20)
+            assert time.monotonic() - start < 60
+        timer.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert texts == [endless.generate("Lily", max_tokens=2, temperature=0).text]
+
+
 def test_the_gil_is_released(endless: Model) -> None:
     """Other Python threads run while one computes."""
     counted: list[int] = []

@@ -28,13 +28,15 @@ Clock::time_point after(double seconds) {
 
 std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvType kv_type,
                                     int n_threads, int max_sequences, int prefill_chunk,
-                                    int n_blocks, int64_t max_waiting, bool preallocate) {
+                                    int n_blocks, int64_t max_waiting, bool preallocate,
+                                    int max_cached) {
     const ReleaseGil release;
     const int max_rows = max_sequences + prefill_chunk;
     auto backend =
         std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
     if (preallocate) backend->take_memory();
-    return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk, max_waiting);
+    return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk, max_waiting,
+                                    max_cached);
 }
 
 uint64_t submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,
@@ -118,7 +120,9 @@ void register_engine(py::module_& m) {
     py::class_<Engine>(m, "Engine", "Continuous batching over one model.")
         .def(py::init(&make_engine), py::arg("weights"), py::arg("kv_type"), py::arg("n_threads"),
              py::arg("max_sequences"), py::arg("prefill_chunk"), py::arg("n_blocks"),
-             py::arg("max_waiting") = -1, py::arg("preallocate") = false)
+             py::arg("max_waiting") = -1, py::arg("preallocate") = false,
+             py::arg("max_cached") = INT_MAX,
+             "max_cached: free blocks to be found, beyond which they are used before new ones.")
         .def("submit", &submit, py::arg("tokens"), py::arg("n_prompt"), py::arg("params"),
              py::arg("priority") = 0, py::arg("deadline") = std::nullopt, py::arg("n_keep") = -1,
              py::arg("max_unread") = 0, py::arg("announce") = false,

@@ -4,8 +4,9 @@
 
 namespace pyllama2c {
 
-BlockManager::BlockManager(int n_blocks)
-    : blocks_(n_blocks + 1), n_free_(n_blocks), head_(n_blocks) {
+// The ring of free blocks: those worth nothing, those never used, those that can be found.
+BlockManager::BlockManager(int n_blocks, int max_cached)
+    : blocks_(n_blocks + 1), max_cached_(max_cached), n_free_(n_blocks), head_(n_blocks) {
     for (int i = 0; i <= n_blocks; ++i) {
         blocks_[i].next = i == n_blocks ? 0 : i + 1;
         blocks_[i].previous = i == 0 ? n_blocks : i - 1;
@@ -27,7 +28,14 @@ void BlockManager::link_after(int position, int block) {
 
 int BlockManager::allocate() {
     if (n_free_ == 0) return -1;
-    const int block = blocks_[head_].next;
+    int block = blocks_[head_].next;
+    if (block >= n_used_) {
+        if (n_cached_ > max_cached_) {
+            block = blocks_[n_blocks() - 1].next;  // the first that can be found
+        } else {
+            ++n_used_;
+        }
+    }
     hold(block);
     if (blocks_[block].serial != 0) {
         published_.erase(blocks_[block].key);

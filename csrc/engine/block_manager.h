@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <climits>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
@@ -19,7 +20,9 @@ class BlockManager {
     static constexpr int kTokens = 16;
     static constexpr uint64_t kRoot = 0;  // the "block before" of a first block
 
-    explicit BlockManager(int n_blocks);
+    // max_cached: with more free blocks to be found than this, one of them is handed out rather
+    // than a block that has never been used: memory is only taken for what is worth it.
+    explicit BlockManager(int n_blocks, int max_cached = INT_MAX);
 
     int n_blocks() const { return static_cast<int>(blocks_.size()) - 1; }
     int n_free() const { return n_free_; }      // cached or not: what allocate() can hand out
@@ -69,6 +72,8 @@ class BlockManager {
     std::vector<Block> blocks_;  // the last one is the head of the free list's ring
     std::unordered_map<Key, int, Hash> published_;
     uint64_t last_serial_ = kRoot;
+    const int max_cached_;
+    int n_used_ = 0;  // those from here on have never been used
     int n_free_ = 0, n_cached_ = 0;
     int head_ = 0;
 };

@@ -23,13 +23,13 @@ double seconds(Clock::time_point from, Clock::time_point to) {
 }  // namespace
 
 Engine::Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_chunk,
-               int64_t max_waiting)
+               int64_t max_waiting, int max_cached)
     : backend_(std::move(backend)),
       max_length_(
           std::min<size_t>(backend_->config().max_seq_len,
                            static_cast<size_t>(backend_->n_blocks()) * BlockManager::kTokens)),
       max_waiting_(max_waiting),
-      scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk),
+      scheduler_(backend_->n_blocks(), max_sequences, prefill_chunk, max_cached),
       sampled_(max_sequences),
       candidates_(backend_->n_threads()) {
     for (Candidates& candidates : candidates_) candidates.reserve(backend_->config().vocab_size);
@@ -197,6 +197,10 @@ bool Engine::compute_some(Lock& lock, Clock::time_point deadline, const Interrup
         rest(lock, deadline, interrupted);
         return true;
     }
+    lock.unlock();
+    interrupted();  // a signal's handler may compute, too
+    lock.lock();
+    if (computing_) return true;
     if (scheduled_.empty() && !start_pass()) return false;
     computing_ = true;
     const Clock::time_point until =
@@ -204,7 +208,6 @@ bool Engine::compute_some(Lock& lock, Clock::time_point deadline, const Interrup
     lock.unlock();
     bool done = false;
     try {
-        interrupted();
         done = advance_pass(until);
     } catch (...) {
         lock.lock();

@@ -5,6 +5,7 @@
 // wait(), step() or compute(), one runs the pass while the others sleep until it has news.
 #pragma once
 
+#include <climits>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -44,8 +45,9 @@ struct EngineStats {
 class Engine {
   public:
     // max_waiting: requests beyond the max_sequences that are computed together; -1: any number.
+    // max_cached: see BlockManager.
     Engine(std::unique_ptr<Backend> backend, int max_sequences, int prefill_chunk,
-           int64_t max_waiting = -1);
+           int64_t max_waiting = -1, int max_cached = INT_MAX);
 
     // Queues a request. tokens: the prompt (n_prompt of them) and, when a text is to be continued,
     // what was generated of it before.

@@ -19,8 +19,8 @@ bool is_behind(const Sequence& s) {
 
 }  // namespace
 
-Scheduler::Scheduler(int n_blocks, int max_sequences, int prefill_chunk)
-    : blocks_(n_blocks), max_sequences_(max_sequences), prefill_chunk_(prefill_chunk) {}
+Scheduler::Scheduler(int n_blocks, int max_sequences, int prefill_chunk, int max_cached)
+    : blocks_(n_blocks, max_cached), max_sequences_(max_sequences), prefill_chunk_(prefill_chunk) {}
 
 bool Scheduler::before(const Sequence& a, const Sequence& b) {
     return std::make_tuple(b.priority, a.options.deadline, a.id) <
@@ -39,7 +39,7 @@ void Scheduler::remove(const std::shared_ptr<Sequence>& sequence) {
     waiting_.remove(sequence);
     running_.remove(sequence);
     free_blocks(*sequence);
-    full_ = false;
+    if (waiting_.empty()) full_ = false;
 }
 
 void Scheduler::free_blocks(Sequence& sequence) {
@@ -92,10 +92,20 @@ void Scheduler::admit() {
     }
 }
 
+// Blocks that running sequences still need for what they have to read.
+size_t Scheduler::n_promised() const {
+    size_t blocks = 0;
+    for (const auto& s : running_) {
+        const size_t needed = blocks_for(s->tokens.size());
+        if (needed > s->blocks.size()) blocks += needed - s->blocks.size();
+    }
+    return blocks;
+}
+
 // Sends back those of lower priority where that is what it takes. They wait behind the one that
 // is being admitted, so `waiting_` only changes behind it.
 bool Scheduler::make_room_for(const Sequence& sequence, size_t n_blocks) {
-    while (running_.size() >= max_sequences_ || n_blocks > static_cast<size_t>(blocks_.n_free())) {
+    while (running_.size() >= max_sequences_ || n_blocks + n_promised() > n_free()) {
         if (running_.empty() || running_.back()->priority >= sequence.priority) return false;
         send_back(std::prev(running_.end()));
         ++n_preempted_;

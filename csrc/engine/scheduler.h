@@ -6,6 +6,7 @@
 // becomes part of its prompt, and by the numerical contract it goes on exactly where it was.
 #pragma once
 
+#include <algorithm>
 #include <list>
 #include <memory>
 #include <vector>
@@ -25,7 +26,7 @@ struct Scheduled {
 
 class Scheduler {
   public:
-    Scheduler(int n_blocks, int max_sequences, int prefill_chunk);
+    Scheduler(int n_blocks, int max_sequences, int prefill_chunk, int max_cached);
 
     void add(std::shared_ptr<Sequence> sequence);
     // Takes the sequence out, wherever it is, and frees its blocks.
@@ -44,7 +45,9 @@ class Scheduler {
     size_t n_running() const { return running_.size(); }
     size_t n_preempted() const { return n_preempted_; }
     // How many can be computed at once, as far as is known: fewer where the cache is full.
-    size_t n_places() const { return full_ ? running_.size() : max_sequences_; }
+    size_t n_places() const {
+        return full_ ? std::max<size_t>(running_.size(), 1) : max_sequences_;
+    }
     const BlockManager& blocks() const { return blocks_; }
     // Whether every block is accounted for, held exactly as often as sequences hold it.
     bool consistent() const;
@@ -56,6 +59,8 @@ class Scheduler {
     static void insert(Queue& queue, std::shared_ptr<Sequence> sequence);
     void set_slow_readers_aside();
     void admit();
+    size_t n_promised() const;
+    size_t n_free() const { return static_cast<size_t>(blocks_.n_free()); }
     bool make_room_for(const Sequence& sequence, size_t n_blocks);
     void take_from_cache(Sequence& sequence);
     bool grow(Sequence& sequence, size_t n_tokens);

@@ -36,6 +36,24 @@ void hands_out_each_block_once() {
     CHECK(blocks.allocate() == *seen.begin());
 }
 
+// Memory that has never been used is left alone while enough of what was used can be found.
+void takes_no_more_than_is_worth_it() {
+    BlockManager blocks(100, 3);
+    std::set<int> seen;
+    for (int i = 0; i < 50; ++i) {
+        const Tokens tokens = block_of(20 * i);
+        const int a = blocks.allocate(), b = blocks.allocate();
+        seen.insert({a, b});
+        blocks.release(b);
+        blocks.release(blocks.publish(a, BlockManager::kRoot, tokens.data()));
+        CHECK(blocks.n_cached() == std::min(i + 1, 4));
+    }
+    CHECK(seen.size() <= 6, seen.size());
+    std::set<int> held;
+    for (int i = 0; i < 100; ++i) held.insert(blocks.allocate());  // there where they are needed
+    CHECK(held.size() == 100 && blocks.allocate() == -1);
+}
+
 void finds_what_was_published() {
     BlockManager blocks(4);
     const Tokens first = block_of(0), second = block_of(100);
@@ -99,7 +117,7 @@ void never_leaks_or_frees_twice() {
     Random random(3);
     for (int round = 0; round < 50; ++round) {
         const int n_blocks = random.between(1, 20);
-        BlockManager blocks(n_blocks);
+        BlockManager blocks(n_blocks, random.chance(0.5) ? random.between(0, 5) : INT_MAX);
         std::map<int, int> holders;
         std::map<int, Tokens> contents;  // of published blocks
         const auto n_held = [&] {
@@ -161,6 +179,7 @@ void never_leaks_or_frees_twice() {
 
 int main() {
     hands_out_each_block_once();
+    takes_no_more_than_is_worth_it();
     finds_what_was_published();
     equal_blocks_become_one();
     forgets_the_least_recently_used_first();
