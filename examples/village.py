@@ -187,7 +187,7 @@ async def visit(address: str, who: str, lines: list[str]) -> list[str]:
                 heard = json.loads(message)
                 if "text" in heard:
                     continue
-                answer = BUSY if "busy" in heard else heard.get("line", "")
+                answer = BUSY if "busy" in heard else heard.get("line", heard.get("error", ""))
                 break
             answers.append(answer)
     return answers

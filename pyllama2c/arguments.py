@@ -6,6 +6,7 @@ import math
 import operator
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from numbers import Integral, Real
 from typing import Any
 
@@ -20,11 +21,12 @@ _BYTES = (bytes, bytearray, memoryview)
 
 
 def parse_bytes(name: str, value: int | str) -> int:
-    """``"1GiB"``, ``"512 MiB"``, ``"64KiB"`` or a plain number, as bytes.
+    """``"1GiB"``, ``"512 MiB"``, ``"64KB"`` or a plain number, as bytes.
 
     Raises ArgumentError naming the argument ``name``.
     """
     units = {"": 1, "B": 1, "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30}
+    units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9}
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
         if match and match[2].upper() in units:
@@ -51,19 +53,31 @@ def milliseconds(name: str, value: float) -> float:
 
 def parse_kv_type(name: str) -> _core.KvType:
     types = _core.KvType.__members__
-    if name not in types:
+    if not isinstance(name, str) or name not in types:
         raise ArgumentError(f"kv_dtype is {name!r}, expected one of {', '.join(types)}")
     return types[name]
 
 
-def positive(name: str, value: int, most: int) -> int:
+def positive(name: str, value: int, most: int, *, least: int = 1) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        number = 0
-    if isinstance(value, bool) or not 1 <= number <= most:
-        raise ArgumentError(f"{name} is {value!r}, expected a whole number from 1 to {most}")
+        number = least - 1
+    if isinstance(value, bool) or not least <= number <= most:
+        raise ArgumentError(f"{name} is {value!r}, expected a whole number from {least} to {most}")
     return number
+
+
+def as_utf8(name: str, text: str) -> bytes:
+    if not isinstance(text, str):
+        raise ArgumentError(f"{name} is {text!r:.80}, expected a str")
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"{name} has a lone surrogate ({text[error.start]!r}) at position {error.start}, "
+            "expected valid Unicode"
+        ) from None
 
 
 def as_ids(ids: Sequence[int]) -> list[int]:
@@ -95,6 +109,8 @@ def as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
     for item in strangers:
         if not hasattr(item, "__iter__"):
             raise ArgumentError(f"prompt holds {item!r:.80}, expected text or token ids")
+    if len(strangers) < len(items):
+        raise ArgumentError(f"prompt is {prompt!r:.80}, expected either token ids or a list")
     return items, True
 
 
@@ -119,10 +135,24 @@ def as_params(
     for one in many:
         if not isinstance(one, SamplingParams):
             raise ArgumentError(f"params holds {one!r:.80}, expected a SamplingParams")
-    try:
-        return [one.replace(**options) for one in many] if options else many
-    except TypeError as error:
-        raise ArgumentError(f"unknown option: {error}") from None
+    if not options:
+        return many
+    known = [field.name for field in fields(SamplingParams)]
+    for name in options:
+        if name not in known:
+            raise ArgumentError(f"unknown option {name!r}{_nearest(name, known)}")
+    return [one.replace(**options) for one in many]
+
+
+# What others call our options.
+_ALIASES = {"max_new_tokens": "max_tokens", "n_predict": "max_tokens"}
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    from difflib import get_close_matches
+
+    near = _ALIASES.get(name) or next(iter(get_close_matches(name, known, 1)), None)
+    return f": did you mean {near}?" if near else f", expected {', '.join(known)}"
 
 
 def merged_params(params: SamplingParams | None, options: dict[str, Any]) -> SamplingParams:
@@ -130,9 +160,11 @@ def merged_params(params: SamplingParams | None, options: dict[str, Any]) -> Sam
     return as_params(params, options, 1, False)[0]
 
 
-def as_one(prompt: object) -> Prompt:
+def as_one(name: str, prompt: object) -> Prompt:
     """A prompt that is no list of prompts."""
+    if isinstance(prompt, (*_BYTES, dict)) or not hasattr(prompt, "__iter__"):
+        raise ArgumentError(f"{name} is {prompt!r:.80}, expected text or token ids")
     prompts, is_batch = as_prompts(prompt)
     if is_batch and prompts:
-        raise ArgumentError("prompt is a list of prompts, expected one text or list of ids")
+        raise ArgumentError(f"{name} is a list of prompts, expected one text or list of ids")
     return [] if is_batch else prompts[0]

@@ -36,8 +36,8 @@ class Stream:
     does so at the end of the block, however it is left), when the task that reads it is cancelled,
     and when nobody holds the stream any more.
 
-    Reading raises BusyError while another task does, and ClosedError when the engine or its model
-    is closed before the text has ended.
+    Reading raises BusyError while another task does, ClosedError when the engine or its model is
+    closed before the text has ended, and what else ended it, such as want of memory.
     """
 
     def __init__(self, engine: AsyncEngine, request: Request) -> None:
@@ -46,6 +46,7 @@ class Stream:
         self._reader: asyncio.Task[Any] | None = None
         self._reader_ended = partial(_cancel_with, weakref.ref(self))
         self._waiter: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None  # that ended a computation in the middle
 
     @property
     def text(self) -> str:
@@ -89,6 +90,8 @@ class Stream:
             finally:
                 self._waiter = None
         self._end_with(None)
+        if self._error is not None:
+            raise self._error
         self._engine._check(self._request)
         raise StopAsyncIteration
 
@@ -117,6 +120,11 @@ class Stream:
         self._reader = reader
         if reader is not None:
             reader.add_done_callback(self._reader_ended)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._request.done:
+            self._error = error
+            self.cancel()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -180,7 +188,6 @@ class AsyncEngine:
         self._executor: ThreadPoolExecutor | None = None
         self._computing_for: asyncio.AbstractEventLoop | None = None
         self._news: deque[int] = deque()  # ids of requests that have any
-        self._error: BaseException | None = None  # of the last computation
         forking.register(self)
 
     @property
@@ -321,9 +328,7 @@ class AsyncEngine:
         return chunk
 
     def _check(self, request: Request) -> None:
-        """Raise what ended a text that should have gone on."""
-        if self._error is not None:
-            raise self._error
+        """Raise ClosedError if that is what ended the text."""
         if request.finish_reason in (None, "cancelled"):
             self._engine._live()
 
@@ -354,8 +359,8 @@ class AsyncEngine:
     def _computed(self, error: BaseException | None) -> None:
         self._computing_for = None
         if error is not None:
-            self._error = error
-            self._wake_all()
+            for failed in list(self._streams.values()):
+                failed._fail(error)
             return
         # The next computation goes on while the loop's thread makes text of this one's tokens.
         try:

@@ -30,7 +30,7 @@ from pyllama2c.stats import EngineStats, from_core
 if TYPE_CHECKING:
     from pyllama2c.sampling import SamplingParams
     from pyllama2c.saved import Origin
-    from pyllama2c.session import Prefix, Session
+    from pyllama2c.session import Prefix, Session, SessionBase
 
 DEFAULT_MAX_WAITING = 1024
 _MAX_BLOCKS = 1 << 17  # 2 million tokens: tiny models need no more, and the books take memory too
@@ -80,8 +80,10 @@ class Engine:
             raise ArgumentError(f"model is {model!r}, expected a pyllama2c.Model")
         self.model = model
         kv_type = model._kv_type if kv_dtype is None else parse_kv_type(kv_dtype)
-        if max_waiting is not None and max_waiting != 0:
-            max_waiting = positive("max_waiting", max_waiting, 2**31 - 1)
+        if max_waiting is not None:
+            max_waiting = positive("max_waiting", max_waiting, 2**31 - 1, least=0)
+        if not isinstance(preallocate, bool):
+            raise ArgumentError(f"preallocate is {preallocate!r}, expected True or False")
         n_blocks = model._count_blocks(parse_bytes("kv_memory", kv_memory), kv_type)
         self._block_bytes = model._weights.kv_bytes_per_block(kv_type)
         self._kv_dtype = kv_type.name
@@ -96,7 +98,7 @@ class Engine:
             prefill_chunk=positive("prefill_chunk", prefill_chunk, 1 << 20),
             n_blocks=min(n_blocks, _MAX_BLOCKS),
             max_waiting=-1 if max_waiting is None else max_waiting,
-            preallocate=bool(preallocate),
+            preallocate=preallocate,
         )
         self._open_core: _core.Engine | None = self._make_core()
         self.max_length: int = self._open_core.max_length
@@ -136,8 +138,8 @@ class Engine:
                 finish_reason "deadline". Among equal priorities the earliest deadline goes first.
             on_deadline: the completion's text is then cut at its last sentence end (。！？.!?). Any
                 other text than "sentence" is the line to say where there is no whole sentence
-                yet; a function from the text so far makes the final text itself. (The events
-                before have told the text as it came.)
+                yet; a function from the text so far makes the final text itself: a quick one, for
+                the engine waits for it. (The events before have told the text as it came.)
             overflow: when the context is full, "stop" ends the text; "slide" keeps the prompt (at
                 most half of the context), drops half of what follows and goes on; see
                 docs/engine.md.
@@ -205,7 +207,7 @@ class Engine:
         """
         from pyllama2c.session import Prefix
 
-        return Prefix(self, self.model._encode(as_one(text)))
+        return Prefix(self, self.model._encode(as_one("text", text)))
 
     def session(
         self,
@@ -314,7 +316,7 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams, terms: Terms, *, max_unread: int = 0
     ) -> Request:
         core = self._live()
-        generation = self._generation(self.model._encode(as_one(prompt)), params, terms)
+        generation = self._generation(self.model._encode(as_one("prompt", prompt)), params, terms)
         n_keep = min(len(generation.prompt_ids), self.max_length // 2)
         return self._launch(
             core, generation, terms, n_keep=n_keep, announce=True, max_unread=max_unread
@@ -329,7 +331,7 @@ class Engine:
         n_keep: int,
         announce: bool,
         max_unread: int = 0,
-        on_end: Callable[[Generation], None] | None = None,
+        session: SessionBase | None = None,
     ) -> Request:
         with self._lock:  # a step must not meet the request before it is entered
             request_id = core.submit(
@@ -342,7 +344,7 @@ class Engine:
                 max_unread,
                 announce,
             )
-            request = Request(self, request_id, generation, on_end)
+            request = Request(self, request_id, generation, session)
             self._requests[request_id] = request
         return request
 
@@ -356,7 +358,7 @@ class Engine:
                     chunk = self._push(request, progress)
                     if chunk is not None:
                         yield chunk
-            if self._open_core is not core:
+            if self._open_core is not core and request.finish_reason == "cancelled":
                 self._live()
         finally:
             self._cancel(request)
@@ -387,10 +389,12 @@ class Engine:
             return request._push(progress)
 
     def _forget(self, request: Request) -> None:
-        self._requests.pop(request._id, None)
+        if self._requests.get(request._id) is not request:
+            return
         if self._open_core is not None:
             # A stop string may have come, and it does not know yet.
             self._open_core.cancel(request._id, request.finish_reason != "cancelled")
+        del self._requests[request._id]
 
     def _cancel(self, request: Request) -> None:
         with self._lock:
@@ -409,11 +413,13 @@ class Engine:
         """In a child process: only the thread that forked is there."""
         self._lock = threading.RLock()
         self._stepping = threading.Lock()
+        self._stepper = None
         if self._open_core is None or self._make_core is None or not self._open_core.busy():
             return
         # Another thread was computing; what it was in the middle of never ends here.
         _core.leak(self._open_core)
         self._open_core = self._make_core()
+        self._news.clear()  # ids begin anew
         for request in list(self._requests.values()):
             request._cancel()
 

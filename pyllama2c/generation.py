@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pyllama2c import _core
+from pyllama2c.arguments import as_utf8
 from pyllama2c.errors import ArgumentError
 from pyllama2c.outputs import Chunk, Completion, FinishReason, Timings, Usage
 from pyllama2c.stop_matcher import StopMatcher
@@ -144,8 +145,7 @@ class Generation:
         text, ids = self.text, self.ids
         if finish == "deadline" and self._on_deadline is not None:
             text = self._on_deadline(text)
-            if not isinstance(text, str):
-                raise ArgumentError(f"on_deadline returned {text!r}, expected a str")
+            as_utf8("on_deadline's result", text)
             if self.completion is not None:  # it has cancelled the text, or closed the engine
                 return
             if self._tokenizer is not None:  # without one there is no text to cut

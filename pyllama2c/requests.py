@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pyllama2c.arguments import milliseconds
+from pyllama2c.arguments import as_utf8, milliseconds
 from pyllama2c.errors import ArgumentError
 from pyllama2c.outputs import Chunk, Completion, FinishReason
 
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from pyllama2c import _core
     from pyllama2c.engine import Engine
     from pyllama2c.generation import Generation
+    from pyllama2c.session import SessionBase
 
 Overflow = Literal["stop", "slide"]
 OnDeadline = str | Callable[[str], str]
 
 SENTENCE_ENDS = "。！？.!?"
-_CLOSING = "”’」』）)\"'"  # belong to the sentence before
+_CLOSING = "”’」』》】）)\"'"  # belong to the sentence before
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class Terms:
             raise ArgumentError(f"priority is {self.priority!r}, expected a 32-bit whole number")
         if self.deadline_ms is not None:
             milliseconds("deadline_ms", self.deadline_ms)
-        if not isinstance(self.on_deadline, str) and not callable(self.on_deadline):
+        if isinstance(self.on_deadline, str):
+            as_utf8("on_deadline", self.on_deadline)
+        elif not callable(self.on_deadline):
             raise ArgumentError(
                 f'on_deadline is {self.on_deadline!r}, expected "sentence", a line to say instead, '
                 "or a function from text to text"
@@ -62,6 +65,8 @@ def whole_sentences(text: str) -> str:
     """The text up to its last sentence end (。！？.!?) and the quotes that close behind it."""
     end = max(text.rfind(mark) for mark in SENTENCE_ENDS) + 1
     while 0 < end < len(text) and text[end] in _CLOSING:
+        if text[end] == '"' and text.count('"', 0, end) % 2 == 0:
+            break  # it opens
         end += 1
     return text[:end]
 
@@ -69,19 +74,20 @@ def whole_sentences(text: str) -> str:
 class Request:
     """A text that an engine is writing. Made by `Engine.submit` and `Session.submit`."""
 
-    __slots__ = ("__weakref__", "_engine", "_generation", "_id", "_on_end")
+    __slots__ = ("__weakref__", "_engine", "_generation", "_id", "session")
 
     def __init__(
         self,
         engine: Engine,
         request_id: int,
         generation: Generation,
-        on_end: Callable[[Generation], None] | None,
+        session: SessionBase | None,
     ) -> None:
         self._engine = engine
         self._id = request_id
         self._generation = generation
-        self._on_end = on_end
+        self.session = session
+        """Whose answer it is; None if it was submitted to the engine itself."""
 
     @property
     def text(self) -> str:
@@ -133,15 +139,15 @@ class Request:
 
     def _cancel(self) -> None:
         """The same as `cancel`; the caller holds the engine's lock."""
-        if self._generation.completion is None:
-            self._generation.cancel()
-            self._end()
+        self._generation.cancel()
+        self._end()
 
     def _end(self) -> None:
+        # What a signal's handler that raises leaves undone here, cancelling and the session's next
+        # text make good.
         self._engine._forget(self)
-        on_end, self._on_end = self._on_end, None  # once: on_deadline may have cancelled the text
-        if on_end is not None:
-            on_end(self._generation)
+        if self.session is not None and self.session._request is self:
+            self.session._end(self._generation)
 
 
 @dataclass(slots=True)

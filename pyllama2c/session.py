@@ -38,7 +38,7 @@ class Prefix:
 
         Raises ArgumentError and TokenizerError as `Engine.submit` does.
         """
-        more = self._engine.model._encode(as_one(text), after=self.ids)
+        more = self._engine.model._encode(as_one("text", text), after=self.ids)
         return Prefix(self._engine, [*self.ids, *more])
 
     def __len__(self) -> int:
@@ -108,12 +108,12 @@ class SessionBase:
     @property
     def busy(self) -> bool:
         """Whether a text is being written."""
-        return self._request is not None
+        return self._request is not None and not self._request.done
 
     @property
     def unfinished(self) -> bool:
         """Whether there is a text to finish: it was saved, or forked, while it was written."""
-        return self._request is None and self._state.draft is not None
+        return not self.busy and self._state.draft is not None
 
     @property
     def nbytes(self) -> int:
@@ -174,8 +174,10 @@ class SessionBase:
         engine, state = self._engine, self._state
         core = engine._live()
         with engine._lock:
-            if self._request is not None:
+            if self.busy:
                 raise BusyError(f"the session {self.name!r} is still talking: one text at a time")
+            if self._request is not None:  # a signal's handler raised as it ended
+                self._end(self._request._generation)
             terms = dataclasses.replace(terms, overflow=state.overflow)
             draft = state.draft
             if text is None and draft is not None:
@@ -186,8 +188,14 @@ class SessionBase:
                     )
                 ids, n_dropped = state.ids, None
             else:
-                said = [] if text is None else engine.model._encode(as_one(text), after=self.ids)
+                said = [] if text is None else self._encode(text)
                 ids, n_dropped = state.context_with(said, engine.max_length)
+                if len(ids) > engine.max_length:
+                    raise CapacityError(
+                        f"the session {self.name!r} has {len(ids)} tokens with what was said, at "
+                        f'most {engine.max_length} fit the context; one with overflow="slide" '
+                        "forgets the oldest"
+                    )
                 draft = self._new_draft(len(said), params, options)
             generation = engine._generation(
                 ids, draft.params, terms, written=draft.written, rng_state=draft.rng_state
@@ -199,7 +207,7 @@ class SessionBase:
                 n_keep=state.n_prefix,
                 announce=announce,
                 max_unread=max_unread,
-                on_end=self._end,
+                session=self,
             )
             # Nothing can fail any more. The lists are one: what is handed out can be saved.
             draft.written = generation.ids
@@ -208,11 +216,14 @@ class SessionBase:
             self._request = request
             return request
 
+    def _encode(self, text: Prompt) -> list[int]:
+        return self._engine.model._encode(as_one("text", text), after=self.ids)
+
     def _new_draft(
         self, n_said: int, params: SamplingParams | None, options: dict[str, Any]
     ) -> Draft:
         state = self._state
-        own = merged_params(params or state.params, options)
+        own = merged_params(state.params if params is None else params, options)
         if (params is None or params.seed is None) and "seed" not in options:
             rng_state = state.draft.rng_state if state.draft else state.rng_state
             own = own.replace(seed=rng_state)
@@ -221,8 +232,9 @@ class SessionBase:
         return Draft(own, n_said, [])
 
     def _end(self, generation: Generation) -> None:
-        # The engine calls this, under its lock.
-        self._state.end(generation.spoken_ids(), generation.rng_state)
+        # The request calls this, under the engine's lock.
+        if self._state.draft is not None:
+            self._state.end(generation.spoken_ids(), generation.rng_state)
         self._request = None
 
 
@@ -339,7 +351,7 @@ def new_state(
             raise ArgumentError("prefix is of an engine whose model has another tokenizer")
         ids = list(prefix.ids)
     else:
-        ids = engine.model._encode("" if prefix is None else as_one(prefix))
+        ids = engine.model._encode("" if prefix is None else as_one("prefix", prefix))
     if len(ids) + 2 > engine.max_length:
         raise CapacityError(
             f"prefix has {len(ids)} tokens, at most {engine.max_length - 2} leave room for a text"

@@ -62,26 +62,29 @@ class SessionState:
 
     def begin(self, ids: list[int], n_dropped: int, draft: Draft) -> None:
         """Start a text on the context that `context_with` gave; one half-written ends before."""
+        turns, rng_state = self.turns.copy(), self.rng_state
         if self.draft is not None:
-            self.end(self.draft.written, self.draft.rng_state)
-        while n_dropped > 0 and self.turns:
-            said, answered = self.turns[0]
+            turns.append((self.draft.n_said, len(self.draft.written)))
+            rng_state = self.draft.rng_state
+        while n_dropped > 0 and turns:
+            said, answered = turns[0]
             if n_dropped < said + answered:
-                self.turns[0] = max(said - n_dropped, 0), min(said + answered - n_dropped, answered)
+                turns[0] = max(said - n_dropped, 0), min(said + answered - n_dropped, answered)
                 n_dropped = 0
             else:
                 n_dropped -= said + answered
-                del self.turns[0]
+                del turns[0]
         draft.n_said -= n_dropped
-        self.ids, self.draft = ids, draft
+        # All at once: a signal's handler may save the session between any two calls.
+        self.ids, self.turns, self.rng_state, self.draft = ids, turns, rng_state, draft
 
     def end(self, answer: list[int], rng_state: int) -> None:
         """Finish the text in progress."""
+        ids, turns = self.ids, self.turns
         if self.draft is not None:
-            self.turns.append((self.draft.n_said, len(answer)))
-            self.ids += answer
-        self.rng_state = rng_state
-        self.draft = None
+            ids = ids + answer
+            turns = [*turns, (self.draft.n_said, len(answer))]
+        self.ids, self.turns, self.rng_state, self.draft = ids, turns, rng_state, None
 
     def copy(self) -> SessionState:
         """An independent one."""

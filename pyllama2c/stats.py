@@ -21,6 +21,12 @@ class Histogram:
         """How many were measured."""
         return sum(self.counts)
 
+    def __repr__(self) -> str:
+        return (
+            f"<Histogram of {self.count}: p50 {self.percentile(50):.2g} s, "
+            f"p99 {self.percentile(99):.2g} s>"
+        )
+
     @property
     def edges(self) -> tuple[float, ...]:
         """Where each bucket but the last ends, in seconds."""

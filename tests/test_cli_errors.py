@@ -19,6 +19,7 @@ Cli = Callable[..., Any]
     ("arguments", "message"),
     [
         (["run", "MODEL", "-t", "-1"], "temperature is -1"),
+        (["run", "MODEL", "--dtype", "int5"], "'int5' is not one of"),
         (["run", "MODEL", "-t", "nan"], "temperature is nan"),
         (["run", "MODEL", "-t", "hot"], "'hot' is not a valid float"),
         (["run", "MODEL", "-p", "1.5"], "top_p is 1.5"),

@@ -42,6 +42,12 @@ def test_options_reach_the_sampler(cli: Cli, speaker: Path) -> None:
         assert result.stdout == model.generate("", max_tokens=30, **params).text + "\n"
 
 
+def test_dtypes(cli: Cli, speaker: Path) -> None:
+    result = cli("run", speaker, "-s", 7, "-n", 40, "--dtype", "int4", "--kv-dtype", "int8")
+    with Model(speaker, dtype="int4", kv_dtype="int8") as model:
+        assert result.stdout == model.generate("", seed=7, max_tokens=40).text + "\n"
+
+
 def test_long_names(cli: Cli, speaker: Path) -> None:
     short = cli(
         "run", speaker, "-t", 0.5, "-p", 0.5, "-s", 1, "-n", 20, "-i", "Lily", "-m", "generate"

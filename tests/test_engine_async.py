@@ -295,6 +295,34 @@ def test_a_failing_on_deadline_reaches_the_reader(model: Model) -> None:
     asyncio.run(main())
 
 
+def test_a_failed_pass_ends_its_texts_and_no_others(model: Model) -> None:
+    class Failing:
+        def __init__(self, core: object) -> None:
+            self.core, self.fails = core, 1
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self.core, name)
+
+        def compute(self, seconds: float) -> object:
+            self.fails -= 1
+            if self.fails == 0:
+                raise MemoryError("no more")
+            return self.core.compute(seconds)  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        async with AsyncEngine(model) as engine:
+            core = engine._engine._open_core
+            engine._engine._open_core = Failing(core)  # type: ignore[assignment]
+            with pytest.raises(MemoryError, match="no more"):
+                await engine.generate("Once", max_tokens=5)
+            text = await engine.generate("Once", seed=1, max_tokens=5)
+            assert text.text == model.generate("Once", seed=1, max_tokens=5).text
+            engine._engine._open_core = core
+            expect_nothing_held(engine)
+
+    asyncio.run(main())
+
+
 def test_closing_tells_those_who_wait(speaker: Path) -> None:
     async def main(close_model: bool) -> None:
         model = Model(speaker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -12,13 +13,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import engine_helpers as helpers
 import pytest
 
-from pyllama2c import Engine, Model
+from pyllama2c import Chunk, ClosedError, Engine, Model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -104,6 +106,67 @@ def test_children_generate_while_their_parent_does(model: Model) -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+def test_a_childs_own_threads_step(model: Model) -> None:
+    engine = Engine(model, n_threads=1)
+    stop = threading.Event()
+
+    def step() -> None:
+        while not stop.is_set():
+            engine.submit("Once", max_tokens=20)
+            while engine.step():
+                pass
+
+    def child() -> None:  # whose new thread may well be called what the dead one was
+        errors: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                request = engine.submit("Lily", max_tokens=3)
+                while not request.done:
+                    engine.step()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+        assert not errors
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    try:
+        for _ in range(10):
+            in_child(child)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_stream_does_not_hang_in_a_child(model: Model) -> None:
+    stop = threading.Event()
+
+    def compute() -> None:
+        while not stop.is_set():
+            model.generate("Once", max_tokens=50)
+
+    def child(stream: Generator[Chunk, None, None]) -> None:
+        with contextlib.suppress(ClosedError):  # unless nobody computed as it forked
+            for _ in stream:
+                pass
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    try:
+        for seed in range(10):
+            stream = model.stream("Lily", seed=seed, ignore_eos=True)
+            next(stream)
+            in_child(partial(child, stream))
+            stream.close()
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _generate(path: str) -> str:

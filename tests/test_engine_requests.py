@@ -195,8 +195,15 @@ def test_on_deadline_is_told_what_it_may_not_do(model: Model) -> None:
     with pytest.raises(BusyError, match="step"):
         engine.step()
     engine.submit("Once", deadline_ms=0, on_deadline=len)
-    with pytest.raises(ArgumentError, match="on_deadline returned 0"):
+    with pytest.raises(ArgumentError, match="on_deadline's result is 0"):
         engine.step()
+    with pytest.raises(ArgumentError, match="on_deadline has a lone surrogate"):
+        engine.submit("Once", deadline_ms=0, on_deadline="\ud800")
+    session = engine.session(seed=1)
+    with pytest.raises(ArgumentError, match="on_deadline's result has a lone surrogate"):
+        session.send("Once", deadline_ms=0, on_deadline=lambda _: "\ud800")
+    assert not session.busy
+    assert session.send(max_tokens=2, ignore_eos=True).finish_reason == "length"
     helpers.expect_nothing_held(engine)
 
 
@@ -244,6 +251,25 @@ def test_those_wait_for_whom_there_is_no_memory(model: Model) -> None:
     helpers.run(engine)
 
 
+def test_as_many_wait_as_may_however_little_memory_there_is(model: Model) -> None:
+    engine = Engine(model, kv_memory=_CONTEXT_BYTES, max_sequences=64, max_waiting=2)
+    prompts = ([1, 5 + i] + [5] * 70 for i in range(400))
+
+    def submit(n: int) -> None:
+        for _ in range(n):
+            engine.submit(next(prompts), max_tokens=3, ignore_eos=True)
+
+    submit(2)
+    for _ in range(60):
+        engine.step()
+        with pytest.raises(Overloaded):
+            submit(4)
+        stats = engine.stats()
+        assert (stats.running, stats.waiting) in ((1, 2), (0, 3))
+    helpers.run(engine)
+    helpers.expect_nothing_held(engine)
+
+
 @pytest.mark.filterwarnings("error")
 def test_numbers_may_be_numpys(model: Model) -> None:
     engine = Engine(model, kv_memory=np.int64(1 << 20))
@@ -256,6 +282,8 @@ def test_sentences_are_cut_where_they_end() -> None:
     assert whole_sentences("One! Two? Thr") == "One! Two?"
     assert whole_sentences("no end here") == ""
     assert whole_sentences("全部。") == "全部。"
+    assert whole_sentences('She said: "No." And') == 'She said: "No."'
+    assert whole_sentences('他说。"你') == "他说。"  # this quote opens
 
 
 def test_too_many_are_refused_at_once(model: Model) -> None:

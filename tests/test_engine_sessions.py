@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
 
 import engine_helpers as helpers
 import pytest
@@ -265,6 +268,62 @@ def test_sliding_at_once_is_sliding_half_by_half(model: Model, length: int) -> N
     while len(expected) > 96:
         del expected[2 : 2 + 47]
     assert session._state.context_with(said, 96)[0] == expected
+
+
+def test_a_full_session_says_so(model: Model) -> None:
+    session = Engine(model).session("Lily", seed=1)
+    session.send([5] * 90, max_tokens=4, ignore_eos=True)
+    with pytest.raises(CapacityError, match=r"the session 'Lily' has \d+ tokens .*slide"):
+        session.send("Hello")
+    assert not session.busy
+
+
+def test_requests_know_whose_they_are(model: Model) -> None:
+    engine = Engine(model)
+    session = engine.session("Lily", seed=1)
+    requests = {session.submit("Hi", max_tokens=3), engine.submit("Hi", max_tokens=3)}
+    assert {request.session for request in requests} == {session, None}
+    helpers.run(engine)
+
+
+def test_a_stream_may_close_the_engine_at_its_end(model: Model) -> None:
+    engine = Engine(model)
+    for chunk in engine.session(seed=1).stream("Hi", max_tokens=3, ignore_eos=True):
+        if chunk.finish_reason:
+            engine.close()
+
+
+@pytest.mark.parametrize("overflow", ["stop", "slide"])
+def test_a_session_can_be_saved_at_any_line(
+    model: Model, overflow: Literal["stop", "slide"]
+) -> None:
+    """As the handler of a signal may do."""
+    engine = Engine(model)
+    session = engine.session(seed=1, overflow=overflow)
+    blobs = set()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if "pyllama2c" not in frame.f_code.co_filename:
+            return None
+        if "saved" in frame.f_code.co_filename or frame.f_code.co_name == "save":
+            return None
+        sys.settrace(None)
+        blobs.add(session.save())
+        sys.settrace(trace)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        for text in ("Once", " upon", " a time"):
+            session.send(text, max_tokens=35 if overflow == "slide" else 5, ignore_eos=True)
+            for _ in session.stream(" more", max_tokens=3):
+                break  # a half-written one, which the next text ends
+    finally:
+        sys.settrace(None)
+    assert len(blobs) > 20
+    for blob in blobs:
+        ids = engine.restore(blob).ids
+        assert overflow == "slide" or ids == session.ids[: len(ids)]
 
 
 def test_a_prefix_is_of_one_vocabulary(model: Model) -> None:

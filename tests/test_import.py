@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 
 def _python(code: str, *flags: str) -> str:
@@ -24,6 +27,23 @@ def test_nothing_heavy_is_imported() -> None:
     assert not loaded & heavy
     extras = {f"pyllama2c.{name}" for name in ("cli", "data", "train", "convert", "serve")}
     assert not loaded & extras
+
+
+def test_its_source_folder_is_no_obstacle(tmp_path: Path) -> None:
+    """Python started there finds it before the installed package, without the compiled module."""
+    import pyllama2c
+
+    source = Path(pyllama2c.__path__[0])
+    ignored = shutil.ignore_patterns("_core.*.so", "__pycache__", "assets")
+    shutil.copytree(source, tmp_path / "pyllama2c", ignore=ignored)
+    code = "import pyllama2c; print(pyllama2c.__file__, pyllama2c._core.isa())"
+    installed = os.environ | {"PYTHONPATH": str(Path(pyllama2c._core.__file__).parents[1])}
+    for env, flags, expected in ((installed, [], str(tmp_path)), ({}, ["-S"], "not installed")):
+        command = [sys.executable, *flags, "-c", code]
+        told = subprocess.run(
+            command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert expected in told.stdout + told.stderr
 
 
 def test_it_takes_no_time() -> None:

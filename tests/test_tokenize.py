@@ -143,7 +143,7 @@ def test_what_is_refused(tmp_path: Path, model: Path) -> None:
     assert list(tmp_path.iterdir()) == [model]  # nothing is left of what was made for it
     with pytest.raises(ArgumentError, match="out needs the directory"):
         tokenize(STORIES, model, model / "t.npy", jobs=1)
-    with pytest.raises(TokenizerError, match="no such file"):
+    with pytest.raises(TokenizerError, match=r"(?i)no such file"):
         tokenize(STORIES, tmp_path / "no.model", tmp_path / "t.npy")
     model.write_bytes(vocabularies.train("no BOS, no EOS"))
     with pytest.raises(TokenizerError, match="has no BOS piece"):

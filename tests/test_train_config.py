@@ -76,7 +76,7 @@ def test_a_written_configuration_reads_back(tmp_path: Path) -> None:
         (["batch_size=many"], r"batch_size is 'many', expected int"),
         (["batch_size=1.5"], r"batch_size is 1.5, expected int"),
         (["learning_rate=nan"], "learning_rate is nan"),
-        (["batchsize=1"], "override 'batchsize=1': expected key=value"),
+        (["batchsize=1"], "override 'batchsize=1': unknown key, expected model.dim"),
         (["model.batch_size=1"], "override 'model.batch_size=1'"),
         (["batch_size"], "expected key=value"),
         (["n_heads=5"], "n_heads"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,6 +79,11 @@ def evaluate(
         "bits_per_character": round(done.bits_per_character, 6),
     }
     if as_json:
+        # JSON has no infinity, which a hopeless model can reach.
+        facts = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in facts.items()
+        }
         show(json.dumps(facts, ensure_ascii=False) + "\n")
         return
     width = max(map(len, facts))

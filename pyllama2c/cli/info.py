@@ -7,22 +7,35 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pyllama2c.cli.common import model_argument, open_model, show, threads_option, tokenizer_option
+from pyllama2c.cli.common import (
+    dtype_option,
+    kv_dtype_option,
+    model_argument,
+    open_model,
+    show,
+    threads_option,
+    tokenizer_option,
+)
 
 if TYPE_CHECKING:
+    from pyllama2c.model import DType, KvDType
     from pyllama2c.tokenizer import Tokenizer
 
 
 @click.command()
 @model_argument
 @tokenizer_option
+@dtype_option
+@kv_dtype_option
 @threads_option
-def info(model: Path | None, tokenizer: Path | None, threads: int | None) -> None:
+def info(
+    model: Path | None, tokenizer: Path | None, dtype: DType, kv_dtype: KvDType, threads: int | None
+) -> None:
     """Show what MODEL is: sizes, formats, tokenizer, memory, and how it would run here.
 
     Without MODEL it is the one that comes with the package.
     """
-    with open_model(model, tokenizer, threads) as loaded:
+    with open_model(model, tokenizer, threads, dtype, kv_dtype) as loaded:
         config, about, found = loaded.config, loaded.info(), loaded.tokenizer
         no_tokenizer = loaded._no_tokenizer
     kv = about["kv_bytes_per_token"]

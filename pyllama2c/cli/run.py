@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from pyllama2c.cli.common import (
+    dtype_option,
+    kv_dtype_option,
     model_argument,
     note,
     open_model,
@@ -21,7 +23,7 @@ from pyllama2c.errors import CapacityError
 from pyllama2c.sampling import SamplingParams
 
 if TYPE_CHECKING:
-    from pyllama2c.model import Model
+    from pyllama2c.model import DType, KvDType, Model
 
 DEFAULT_STEPS = 256
 
@@ -47,6 +49,8 @@ DEFAULT_STEPS = 256
     "-m", "--mode", type=click.Choice(["generate", "chat"]), default="generate", help="What to do."
 )
 @click.option("-y", "--system", default="", help="The system prompt of a chat.")
+@dtype_option
+@kv_dtype_option
 @threads_option
 def run(  # noqa: PLR0917 - click passes every option by name
     model: Path | None,
@@ -61,6 +65,8 @@ def run(  # noqa: PLR0917 - click passes every option by name
     tokenizer: Path | None,
     mode: str,
     system: str,
+    dtype: DType,
+    kv_dtype: KvDType,
     threads: int | None,
 ) -> None:
     """Tell a story with MODEL: a llama2.c checkpoint, a packed file, or a model directory.
@@ -77,7 +83,7 @@ def run(  # noqa: PLR0917 - click passes every option by name
         repetition_penalty=repetition_penalty,
         seed=seed,
     )
-    with open_model(model, tokenizer, threads) as loaded:
+    with open_model(model, tokenizer, threads, dtype, kv_dtype) as loaded:
         if mode == "chat":
             from pyllama2c.cli.chat import chat
 

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import sentencepiece
 
 from pyllama2c.data.files import atomic_write, made_directory
 from pyllama2c.data.readers import Story
 from pyllama2c.data.tokens import TokenInfo, as_tokens, sha256, write_tokens
 from pyllama2c.errors import ArgumentError, DataError, TokenizerError
+from pyllama2c.tokenizer import Tokenizer
 
 
 class _Shard(NamedTuple):
@@ -115,14 +115,9 @@ def _cut(stories: Iterable[Story], size: int, work: Path) -> Iterator[_Shard]:
 
 class _Encoder:
     def __init__(self, tokenizer: Path) -> None:
-        if not tokenizer.is_file():
-            raise TokenizerError(f"{tokenizer}: no such file")
-        try:
-            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-        except (RuntimeError, OSError) as error:
-            raise TokenizerError(f"{tokenizer}: not a SentencePiece model ({error})") from error
-        self.vocab_size: int = self.processor.vocab_size()
-        self.bos_id: int = self.processor.bos_id()
+        self.tokenizer = Tokenizer.load(tokenizer)
+        self.vocab_size = self.tokenizer.vocab_size
+        self.bos_id = self.tokenizer.bos_id
         if self.bos_id < 0:
             raise TokenizerError(f"{tokenizer}: has no BOS piece, which separates the stories")
 
@@ -131,8 +126,7 @@ class _Encoder:
         ids: list[int] = []
         for story in shard.stories:
             try:
-                ids.append(self.bos_id)
-                ids.extend(self.processor.encode(story.text))
+                ids.extend(self.tokenizer.encode(story.text))
             except Exception as error:
                 raise DataError(
                     f"{story.where}: this story could not be encoded ({error}): {story.text[:40]!r}"

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from pyllama2c.arguments import as_utf8
 from pyllama2c.errors import ArgumentError, TokenizerError
 from pyllama2c.tokenizer.model_proto import (
     ADD_DUMMY_PREFIX,
@@ -34,10 +35,17 @@ class Tokenizer:
     """
 
     def __init__(self, model: bytes, *, path: Path | None = None, kind: str = "SentencePiece"):
-        """From a serialized SentencePiece ModelProto. Raises TokenizerError if it is none."""
+        """From a serialized SentencePiece ModelProto.
+
+        Raises TokenizerError if it is none, ArgumentError if it is no bytes.
+        """
         from sentencepiece import SentencePieceProcessor
 
         name = str(path) if path else "model"
+        if not isinstance(model, bytes):
+            raise ArgumentError(
+                f"model is {model!r:.80}, expected the bytes of one; for a path, Tokenizer.load"
+            )
         self._processor = SentencePieceProcessor()
         try:
             settings = DecodingSettings.from_model(model)
@@ -110,7 +118,7 @@ class Tokenizer:
         has one. Special pieces are never read from the text: "<s>" is three characters.
         Raises ArgumentError if the text holds a lone surrogate, which no encoding can express.
         """
-        ids: list[int] = self._processor.encode(_utf8(text))
+        ids: list[int] = self._processor.encode(as_utf8("text", text))
         if bos and self.bos_id >= 0:
             ids.insert(0, self.bos_id)
         if eos and self.eos_id >= 0:
@@ -123,7 +131,7 @@ class Tokenizer:
         (SentencePiece's encoder puts a space before whatever it is given.) Spaces are kept as they
         are. Raises ArgumentError as `encode` does.
         """
-        ids: list[int] = self._continuation_processor.encode(_utf8(text))
+        ids: list[int] = self._continuation_processor.encode(as_utf8("text", text))
         return ids
 
     @cached_property
@@ -159,7 +167,7 @@ class Tokenizer:
 
         Raises ArgumentError as `encode` does.
         """
-        _utf8(piece, "piece")  # sentencepiece refuses what this does, in words of its own
+        as_utf8("piece", piece)  # sentencepiece refuses what this does, in words of its own
         token_id: int = self._processor.piece_to_id(piece)
         return token_id
 
@@ -211,15 +219,3 @@ class Tokenizer:
                 f"token id is {index}, expected 0 to {self.vocab_size - 1} (the vocabulary)"
             )
         return index
-
-
-def _utf8(text: str, name: str = "text") -> bytes:
-    if not isinstance(text, str):
-        raise ArgumentError(f"{name} is {text!r}, expected a str")
-    try:
-        return text.encode()
-    except UnicodeEncodeError as error:
-        raise ArgumentError(
-            f"{name} has a lone surrogate ({text[error.start]!r}) at position {error.start}, "
-            "expected valid Unicode"
-        ) from None

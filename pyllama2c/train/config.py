@@ -206,8 +206,11 @@ def _override(tables: dict[str, Any], kinds: Mapping[str, type], override: str) 
         for kind, dataclass_type in kinds.items()
         if table in ("", kind) and name in {field.name for field in fields(dataclass_type)}
     ]
-    if not equals or not holders:
-        raise ArgumentError(f"override {override!r}: expected key=value with a key of the config")
+    if not equals:
+        raise ArgumentError(f"override {override!r}: expected key=value")
+    if not holders:
+        known = [f"{kind}.{field.name}" for kind, one in kinds.items() for field in fields(one)]
+        raise ArgumentError(f"override {override!r}: unknown key, expected {', '.join(known)}")
     try:
         parsed = _parse_toml(f"value = {value}", override)["value"]
     except ArgumentError:
