@@ -81,6 +81,10 @@ inline float max_lane(Vec v) {
     four = _mm_max_ps(four, _mm_permute_ps(four, 0xB1));
     return _mm_cvtss_f32(four);
 }
+inline bool has_nan(Vec v) {
+    return _mm256_movemask_ps(_mm256_or_ps(_mm256_cmp_ps(v.lo, v.lo, _CMP_UNORD_Q),
+                                           _mm256_cmp_ps(v.hi, v.hi, _CMP_UNORD_Q))) != 0;
+}
 
 inline Vec abs(Vec v) {
     const __m256 sign = _mm256_set1_ps(-0.0f);

@@ -63,6 +63,7 @@ inline float sum(Vec v) {
     return _mm512_cvtss_f32(v);
 }
 inline float max_lane(Vec v) { return _mm512_reduce_max_ps(v); }
+inline bool has_nan(Vec v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q) != 0; }
 
 inline Vec abs(Vec v) { return _mm512_abs_ps(v); }
 inline Vec load_half(const uint16_t* p) {

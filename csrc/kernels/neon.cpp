@@ -110,6 +110,11 @@ inline float max_lane(Vec v) {
     return vmaxnmvq_f32(
         vmaxnmq_f32(vmaxnmq_f32(v.part[0], v.part[1]), vmaxnmq_f32(v.part[2], v.part[3])));
 }
+inline bool has_nan(Vec v) {  // FMAX keeps a NaN, unlike FMAXNM
+    const float most =
+        vmaxvq_f32(vmaxq_f32(vmaxq_f32(v.part[0], v.part[1]), vmaxq_f32(v.part[2], v.part[3])));
+    return most != most;
+}
 
 inline Vec abs(Vec v) {
     return each([=](int i) { return vabsq_f32(v.part[i]); });

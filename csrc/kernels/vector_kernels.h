@@ -17,6 +17,7 @@
 //   low_lanes(x, n, y)       x in lanes below n, y in the others
 //   load_low(p, n)           reads n floats only, 0 in the other lanes
 //   sum max_lane             by the fixed tree
+//   has_nan                  whether a lane is a NaN
 //   abs  load_half store_half (half precision)  load_bf16 (16 pairs, as two Vec)
 // and for whole numbers: `Ints` (16 int32 lanes), `Bytes` and `Nibbles` (16 lanes of 4 weights of
 // int8 and int4), `Quad` (4 activations for all lanes):
@@ -323,30 +324,31 @@ inline Prefetch ahead_of_panels(const Matmul& m, int panel, int tiles) {
     return {weights_at<Tile>(m, panel + P), (kLine + tiles - 1) / tiles, stride, nullptr, stride};
 }
 
-// The last rows, fewer than a full tile: finds R = rows at compile time.
+// A tile of up to R rows: finds their number at compile time.
 template <typename Tile, int P, int R>
-inline void tail_rows(const Matmul& m, int panel, int row, int rows, const Prefetch& ahead) {
+inline void run_tile(const Matmul& m, int panel, int row, int rows, const Prefetch& ahead) {
     if constexpr (R > 0) {
         if (rows == R) {
             Tile::template run<P, R>(m, panel, row, ahead);
         } else {
-            tail_rows<Tile, P, R - 1>(m, panel, row, rows, ahead);
+            run_tile<Tile, P, R - 1>(m, panel, row, rows, ahead);
         }
     }
 }
 
+// All rows in tiles of about the same height: a flat one has too few chains to hide their latency.
 template <typename Tile, int P, int R>
 inline void all_rows(const Matmul& m, int panel) {
     const int tiles = (m.rows + R - 1) / R;
     Prefetch ahead =
         tiles == 1 ? ahead_in_panels<Tile, P>(m, panel) : ahead_of_panels<Tile, P>(m, panel, tiles);
     const size_t lines = ahead.stride / kLine;
-    int row = 0;
-    for (; row + R <= m.rows; row += R) {
-        Tile::template run<P, R>(m, panel, row, ahead);
+    for (int row = 0, left = tiles; left > 0; --left) {
+        const int rows = (m.rows - row + left - 1) / left;
+        run_tile<Tile, P, R>(m, panel, row, rows, ahead);
+        row += rows;
         ahead.from += lines * ahead.step;
     }
-    tail_rows<Tile, P, R - 1>(m, panel, row, m.rows - row, ahead);
 }
 
 // One row takes many panels at a time, so that their chains hide each other's latency.
@@ -395,7 +397,8 @@ struct Step {
 // poison: zeros, or a NaN where a value was an infinity or a NaN: then the size is NaN.
 inline Step step_for(Vec most, Vec poison) {
     const float largest = max_lane(most);
-    return {largest / 127.0f + sum(poison), largest >= kLeastQuantized ? 127.0f / largest : 0.0f};
+    return {has_nan(poison) ? __builtin_nanf("") : largest / 127.0f,
+            largest >= kLeastQuantized ? 127.0f / largest : 0.0f};
 }
 
 inline Step step_for(const float* x, int n) {
