@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from numbers import Integral, Real
-from typing import Any
 
 from pyllama2c import _core
 from pyllama2c.errors import ArgumentError
@@ -116,7 +115,7 @@ def as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
 
 def as_params(
     params: SamplingParams | Sequence[SamplingParams] | None,
-    options: dict[str, Any],
+    options: Mapping[str, object],
     n_prompts: int,
     is_batch: bool,
 ) -> list[SamplingParams]:
@@ -155,7 +154,7 @@ def _nearest(name: str, known: list[str]) -> str:
     return f": did you mean {near}?" if near else f", expected {', '.join(known)}"
 
 
-def merged_params(params: SamplingParams | None, options: dict[str, Any]) -> SamplingParams:
+def merged_params(params: SamplingParams | None, options: Mapping[str, object]) -> SamplingParams:
     """One set of parameters, the options on top."""
     return as_params(params, options, 1, False)[0]
 

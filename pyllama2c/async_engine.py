@@ -20,8 +20,10 @@ from pyllama2c.requests import OnDeadline, Overflow, Request, Terms
 from pyllama2c.session import SessionBase, new_state, restore_state
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pyllama2c.model import KvDType, Model
-    from pyllama2c.sampling import SamplingParams
+    from pyllama2c.sampling import SamplingOptions, SamplingParams
     from pyllama2c.session import Prefix
     from pyllama2c.session_state import SessionState
     from pyllama2c.stats import EngineStats
@@ -145,15 +147,16 @@ class AsyncEngine:
 
     Args:
         model: what writes. Its weights are shared; closing it closes the engine.
-        max_sequences: as in `Engine`.
-        kv_memory: as in `Engine`.
-        prefill_chunk: as in `Engine`.
-        max_waiting: as in `Engine`.
-        preallocate: as in `Engine`.
+        max_sequences: how many texts are computed together; more wait their turn. Default: 64.
+        kv_memory: most memory for keys and values, in bytes or as text. Default: ``"1GiB"``.
+        prefill_chunk: prompt tokens that a pass reads beside the texts in progress. Default: 64.
+        max_waiting: how many texts may wait, before `Overloaded` is raised; None for any number.
+            Default: 1024.
+        preallocate: take all of `kv_memory` now. Default: as it is used.
         max_unread: where the reader of a stream is so many tokens behind, its text waits until he
-            has come down to half of that.
-        kv_dtype: as in `Engine`.
-        n_threads: as in `Engine`.
+            has come down to half of that. Default: 64.
+        kv_dtype: how to keep keys and values. Default: as the model does.
+        n_threads: threads to compute with. Default: as many as the model.
 
     Raises:
         ArgumentError: an argument is out of range.
@@ -209,7 +212,7 @@ class AsyncEngine:
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
         overflow: Overflow = "stop",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Stream:
         """Write on from a prompt: ``async for chunk in engine.stream("Once")``.
 
@@ -233,7 +236,7 @@ class AsyncEngine:
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
         overflow: Overflow = "stop",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Write on from a prompt and return the whole.
 
@@ -262,7 +265,7 @@ class AsyncEngine:
         prefix: Prefix | Prompt | None = None,
         params: SamplingParams | None = None,
         overflow: Overflow = "stop",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> AsyncSession:
         """A character with a history. Args and errors are those of `Engine.session`."""
         self._engine._live()
@@ -405,7 +408,7 @@ class AsyncSession(SessionBase):
         priority: int = 0,
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Stream:
         """Say something: ``async for chunk in session.stream("Hello")`` is the answer.
 
@@ -427,7 +430,7 @@ class AsyncSession(SessionBase):
         priority: int = 0,
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Say something and wait for the answer. Args and errors are those of `Session.send`.
 

@@ -28,7 +28,9 @@ from pyllama2c.requests import Event, OnDeadline, Overflow, Request, Terms
 from pyllama2c.stats import EngineStats, from_core
 
 if TYPE_CHECKING:
-    from pyllama2c.sampling import SamplingParams
+    from typing_extensions import Unpack
+
+    from pyllama2c.sampling import SamplingOptions, SamplingParams
     from pyllama2c.saved import Origin
     from pyllama2c.session import Prefix, Session, SessionBase
 
@@ -48,14 +50,15 @@ class Engine:
 
     Args:
         model: what writes. Its weights are shared; closing it closes the engine.
-        max_sequences: how many requests are computed together; more wait their turn.
-        kv_memory: most memory for keys and values, in bytes or as text (``"1GiB"``); taken as it
-            is used. Where it is full, requests wait, and the lowest in priority makes room.
+        max_sequences: how many requests are computed together; more wait their turn. Default: 64.
+        kv_memory: most memory for keys and values, in bytes or as text; taken as it is used. Where
+            it is full, requests wait, and the lowest in priority makes room. Default: ``"1GiB"``.
         prefill_chunk: how many prompt tokens a step computes beside the texts in progress: more
-            reads prompts faster, less keeps the others talking more evenly.
+            reads prompts faster, less keeps the others talking more evenly. Default: 64.
         max_waiting: how many requests may wait beside those being computed; None for any number.
+            Default: 1024.
         preallocate: take all of `kv_memory` now, so that no step has to wait for the operating
-            system to hand it out (several milliseconds at times).
+            system to hand it out (several milliseconds at times). Default: False.
         kv_dtype: how to keep keys and values. Default: as the model does.
         n_threads: threads to compute with. Default: as many as the model.
 
@@ -124,7 +127,7 @@ class Engine:
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
         overflow: Overflow = "stop",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Request:
         """Queue a request; `step` computes it and returns its events.
 
@@ -133,16 +136,20 @@ class Engine:
             params: a `SamplingParams`.
             options: fields of `SamplingParams` instead, or on top of ``params``.
             priority: higher goes first, and may send lower ones back to wait. From -2**31 to
-                2**31 - 1.
+                2**31 - 1; default: 0.
             deadline_ms: milliseconds from now at which the text ends, finished or not, with the
                 finish_reason "deadline". Among equal priorities the earliest deadline goes first.
+                Default: never.
             on_deadline: the completion's text is then cut at its last sentence end (。！？.!?). Any
                 other text than "sentence" is the line to say where there is no whole sentence
                 yet; a function from the text so far makes the final text itself: a quick one, for
                 the engine waits for it. (The events before have told the text as it came.)
             overflow: when the context is full, "stop" ends the text; "slide" keeps the prompt (at
                 most half of the context), drops half of what follows and goes on; see
-                docs/engine.md.
+                docs/engine.md. Default: "stop".
+
+        Returns:
+            The `Request`, with its text so far and in the end its completion.
 
         Raises:
             ArgumentError: an argument is out of range.
@@ -216,7 +223,7 @@ class Engine:
         prefix: Prefix | Prompt | None = None,
         params: SamplingParams | None = None,
         overflow: Overflow = "stop",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Session:
         """A character with a history. See `Session`.
 

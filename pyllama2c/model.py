@@ -33,7 +33,10 @@ from pyllama2c.outputs import Chunk, Completion
 from pyllama2c.sampling import SamplingParams
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack  # known to type checkers wherever it is installed
+
     from pyllama2c.engine import Engine
+    from pyllama2c.sampling import SamplingOptions
     from pyllama2c.tokenizer import Tokenizer
 
 PathLike = str | os.PathLike[str]
@@ -63,19 +66,22 @@ class Model:
             ``.json``, ``tok*.model``, ``tok*.bin``). Without any, or with a ``tokenizer.json`` that
             SentencePiece cannot express, the model still works with token ids.
         dtype: how to keep the weights: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"int4"``;
-            ``"auto"`` keeps what the file stores (float16 becomes float32, which holds it exactly).
-            Packed files leave no choice.
+            ``"auto"``, the default, keeps what the file stores (float16 becomes float32, which
+            holds it exactly). Packed files leave no choice.
         mmap: use the weights of a packed file where they lie: processes share them, and nothing is
             read before it is needed. False copies them into huge pages, as other files' weights
             always are. Default: True for packed files.
-        kv_dtype: how to keep keys and values: ``"float32"``, ``"float16"`` or ``"int8"``.
+        kv_dtype: how to keep keys and values: ``"float32"`` (the default), ``"float16"`` or
+            ``"int8"``.
         n_threads: threads to compute with. Default: the CPUs this process may use (affinity and
             container quota). Small models use fewer where more would not help.
-        max_sequences: how many requests are computed together; more wait their turn.
+        max_sequences: how many requests are computed together; more wait their turn. Default: 64.
         prefill_chunk: how many prompt tokens a step computes at once beside the texts in progress.
+            Default: 64.
         kv_memory: most memory for keys and values, in bytes or as text (``"1GiB"``); taken as it
-            is used. Default: 512 MiB, less for models whose 32 full contexts need less, and never
-            less than one full context.
+            is used. What texts leave there is found again by prompts that begin alike. Default:
+            512 MiB, less for models whose 32 full contexts need less, and never less than one
+            full context, of which the memory of old texts takes two contexts at most.
 
     Raises:
         CheckpointError: the file is no usable model; the message names the field.
@@ -116,6 +122,10 @@ class Model:
         self._no_tokenizer = f"no tokenizer was found next to {self.path}"
         self.tokenizer = self._load_tokenizer(tokenizer, loaded.tokenizer)
         """Text to ids and back; None if there is none next to the model."""
+        n_blocks = max_cached = self._count_blocks(kv_bytes, self._kv_type)
+        if kv_bytes is None:
+            # Of what was written before, enough to find the beginnings again that prompts share.
+            max_cached = 2 * -(-self.config.max_seq_len // BLOCK_TOKENS)
         self._make_engine: Callable[[], _core.Engine] | None = partial(
             _core.Engine,
             self._weights,
@@ -123,9 +133,8 @@ class Model:
             n_threads=self._n_threads,
             max_sequences=max_sequences,
             prefill_chunk=self._prefill_chunk,
-            n_blocks=self._count_blocks(kv_bytes, self._kv_type),
-            # Of what was written before enough to find the beginnings again that prompts share.
-            max_cached=2 * -(-self.config.max_seq_len // BLOCK_TOKENS),
+            n_blocks=n_blocks,
+            max_cached=max_cached,
         )
         self._engine: _core.Engine | None = self._make_engine()
         self._engines: weakref.WeakSet[Engine] = weakref.WeakSet()  # that others have made of it
@@ -164,8 +173,11 @@ class Model:
         return min(blocks, 2**31 - 2)
 
     @overload
-    def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+    def generate(  # type: ignore[overload-overlap]  # a str is a sequence of them, too
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Completion: ...
 
     @overload
@@ -173,14 +185,14 @@ class Model:
         self,
         prompt: Sequence[str] | Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> list[Completion]: ...
 
     def generate(
         self,
         prompt: Prompt | Sequence[str] | Sequence[Sequence[int]],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Completion | list[Completion]:
         """Write on from a prompt, or from each of a list of prompts, which are computed together.
 
@@ -212,7 +224,10 @@ class Model:
         return completions if is_batch else completions[0]
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **options: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Generator[Chunk, None, None]:
         """Write on from a prompt and hand out the text as it comes.
 

@@ -7,12 +7,30 @@ import numbers
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypedDict
 
 from pyllama2c.errors import ArgumentError
 
 MAX_SEED = 2**64 - 1
 _MAX_TOKEN_ID = _MAX_TOKENS = 2**31 - 1
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `SamplingParams` as the keyword arguments of a call, for type checkers."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float] | None
+    seed: int | None
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    stop_token_ids: Sequence[int]
+    ignore_eos: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

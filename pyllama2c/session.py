@@ -6,7 +6,7 @@ import dataclasses
 import secrets
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pyllama2c import saved
 from pyllama2c.arguments import Prompt, as_one, merged_params
@@ -19,8 +19,10 @@ from pyllama2c.session_state import Draft, SessionState
 from pyllama2c.tokenizer import Detokenizer, Tokenizer
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from pyllama2c.engine import Engine
-    from pyllama2c.sampling import SamplingParams
+    from pyllama2c.sampling import SamplingOptions, SamplingParams
 
 
 class Prefix:
@@ -165,7 +167,7 @@ class SessionBase:
         self,
         text: Prompt | None,
         params: SamplingParams | None,
-        options: dict[str, Any],
+        options: SamplingOptions,
         terms: Terms,
         *,
         announce: bool,
@@ -220,7 +222,7 @@ class SessionBase:
         return self._engine.model._encode(as_one("text", text), after=self.ids)
 
     def _new_draft(
-        self, n_said: int, params: SamplingParams | None, options: dict[str, Any]
+        self, n_said: int, params: SamplingParams | None, options: SamplingOptions
     ) -> Draft:
         state = self._state
         own = merged_params(state.params if params is None else params, options)
@@ -256,7 +258,7 @@ class Session(SessionBase):
         priority: int = 0,
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Completion:
         """Say something and wait for the answer.
 
@@ -294,7 +296,7 @@ class Session(SessionBase):
         priority: int = 0,
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Generator[Chunk, None, None]:
         """Say something and hand out the answer as it comes.
 
@@ -317,7 +319,7 @@ class Session(SessionBase):
         priority: int = 0,
         deadline_ms: float | None = None,
         on_deadline: OnDeadline = "sentence",
-        **options: Any,
+        **options: Unpack[SamplingOptions],
     ) -> Request:
         """Say something; `Engine.step` computes the answer and returns its events.
 

@@ -312,18 +312,20 @@ def test_a_session_can_be_saved_at_any_line(
         sys.settrace(trace)
         return trace
 
+    if overflow == "slide":
+        session.send([5] * 80, max_tokens=1, ignore_eos=True)
     sys.settrace(trace)
     try:
         for text in ("Once", " upon", " a time"):
-            session.send(text, max_tokens=35 if overflow == "slide" else 5, ignore_eos=True)
-            for _ in session.stream(" more", max_tokens=3):
-                break  # a half-written one, which the next text ends
+            stream = session.stream(text, max_tokens=35, ignore_eos=True)
+            for _ in range(15):
+                next(stream)
+            session = session.fork()  # which has a half-written text, which the next one ends
     finally:
         sys.settrace(None)
-    assert len(blobs) > 20
+    assert len(blobs) > 10
     for blob in blobs:
-        ids = engine.restore(blob).ids
-        assert overflow == "slide" or ids == session.ids[: len(ids)]
+        engine.restore(blob).send("", max_tokens=1, ignore_eos=True)
 
 
 def test_a_prefix_is_of_one_vocabulary(model: Model) -> None:

@@ -38,12 +38,15 @@ def test_its_source_folder_is_no_obstacle(tmp_path: Path) -> None:
     shutil.copytree(source, tmp_path / "pyllama2c", ignore=ignored)
     code = "import pyllama2c; print(pyllama2c.__file__, pyllama2c._core.isa())"
     installed = os.environ | {"PYTHONPATH": str(Path(pyllama2c._core.__file__).parents[1])}
-    for env, flags, expected in ((installed, [], str(tmp_path)), ({}, ["-S"], "not installed")):
+
+    def run(env: dict[str, str], *flags: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *flags, "-c", code]
-        told = subprocess.run(
+        return subprocess.run(
             command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
-        assert expected in told.stdout + told.stderr
+
+    assert run(installed).stdout.startswith(str(tmp_path))
+    assert "ImportError: pyllama2c is not installed" in run({}, "-S").stderr
 
 
 def test_it_takes_no_time() -> None:

@@ -125,12 +125,12 @@ def test_weights_too_large_for_int4s_scales_are_refused(tmp_path: Path) -> None:
     config = models.CONFIGS["multi-head"]
     tensors = models.random_tensors(config)
     weights = tensors["layers.0.feed_forward.w1.weight"]
-    for value in (524032.0, -524032.0):  # 8 steps of 65504
+    for value in (393024.0, -393024.0):  # 6 steps of 65504
         weights[2, 1] = value
         Model(models.write_v0(tmp_path / "model.bin", config, tensors), dtype="int4").close()
-    weights[2, 1] = np.nextafter(np.float32(524032), np.float32(np.inf))
+    weights[2, 1] = np.nextafter(np.float32(393024), np.float32(np.inf))
     path = models.write_v0(tmp_path / "model.bin", config, tensors)
-    with pytest.raises(CheckpointError, match=r"feed_forward\.w1\.weight .* beyond 524032"):
+    with pytest.raises(CheckpointError, match=r"feed_forward\.w1\.weight .* beyond 393024"):
         Model(path, dtype="int4")
     Model(path, dtype="int8").close()
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pyllama2c import ArgumentError, Model, SamplingParams
+from pyllama2c.sampling import SamplingOptions
 
 NAN, INF = math.nan, math.inf
 
@@ -91,6 +92,12 @@ def test_values_that_will_not_are_named(name: str, value: Any) -> None:
     with pytest.raises(ArgumentError, match=f"^{name}.* is .*, expected ") as error:
         SamplingParams(**{name: value})
     assert len(str(error.value)) < 200
+
+
+def test_options_are_its_fields() -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(SamplingParams)}
+    options = {name: kind.__forward_arg__ for name, kind in SamplingOptions.__annotations__.items()}
+    assert options == fields
 
 
 def test_frozen() -> None:

@@ -27,6 +27,7 @@ from pyllama2c.data.tokenizer import (
 )
 from pyllama2c.data.tokens import as_tokens, note_path, open_tokens, token_dtype
 from pyllama2c.errors import ArgumentError, DataError, TokenizerError
+from pyllama2c.sentencepiece_model import SentencePieceModel
 from pyllama2c.tokenizer import Tokenizer
 
 STORIES = [
@@ -145,6 +146,12 @@ def test_what_is_refused(tmp_path: Path, model: Path) -> None:
         tokenize(STORIES, model, model / "t.npy", jobs=1)
     with pytest.raises(TokenizerError, match=r"(?i)no such file"):
         tokenize(STORIES, tmp_path / "no.model", tmp_path / "t.npy")
+    other = tmp_path / "tokenizer.bin"
+    other.write_bytes(SentencePieceModel.from_model(model.read_bytes()).to_llama2c())
+    with pytest.raises(
+        TokenizerError, match=r"a llama2\.c tokenizer, expected the tokenizer\.model"
+    ):
+        tokenize(STORIES, other, tmp_path / "t.npy")
     model.write_bytes(vocabularies.train("no BOS, no EOS"))
     with pytest.raises(TokenizerError, match="has no BOS piece"):
         tokenize(STORIES, model, tmp_path / "t.npy")

@@ -39,7 +39,10 @@ void Scheduler::remove(const std::shared_ptr<Sequence>& sequence) {
     waiting_.remove(sequence);
     running_.remove(sequence);
     free_blocks(*sequence);
-    if (waiting_.empty()) full_ = false;
+    if (std::all_of(waiting_.begin(), waiting_.end(),
+                    [](const auto& s) { return is_behind(*s); })) {
+        full_ = false;  // nobody waits for memory
+    }
 }
 
 void Scheduler::free_blocks(Sequence& sequence) {
@@ -75,17 +78,19 @@ void Scheduler::set_slow_readers_aside() {
 // first one that does not fit keeps the later ones waiting too: nobody overtakes, nobody starves.
 void Scheduler::admit() {
     full_ = false;
+    size_t promised = n_promised();
     for (auto position = waiting_.begin(); position != waiting_.end();) {
         const auto here = position++;
         Sequence& next = **here;
         if (is_behind(next)) continue;
         take_from_cache(next);
         const size_t missing = blocks_for(next.tokens.size()) - next.blocks.size();
-        if (!make_room_for(next, missing)) {
+        if (!make_room_for(next, missing, promised)) {
             free_blocks(next);
             full_ = true;
             return;
         }
+        promised += missing;
         next.set_aside = false;
         insert(running_, *here);
         waiting_.erase(here);
@@ -104,10 +109,11 @@ size_t Scheduler::n_promised() const {
 
 // Sends back those of lower priority where that is what it takes. They wait behind the one that
 // is being admitted, so `waiting_` only changes behind it.
-bool Scheduler::make_room_for(const Sequence& sequence, size_t n_blocks) {
-    while (running_.size() >= max_sequences_ || n_blocks + n_promised() > n_free()) {
+bool Scheduler::make_room_for(const Sequence& sequence, size_t n_blocks, size_t& promised) {
+    while (running_.size() >= max_sequences_ || n_blocks + promised > n_free()) {
         if (running_.empty() || running_.back()->priority >= sequence.priority) return false;
         send_back(std::prev(running_.end()));
+        promised = n_promised();
         ++n_preempted_;
     }
     return true;

@@ -61,7 +61,7 @@ class Scheduler {
     void admit();
     size_t n_promised() const;
     size_t n_free() const { return static_cast<size_t>(blocks_.n_free()); }
-    bool make_room_for(const Sequence& sequence, size_t n_blocks);
+    bool make_room_for(const Sequence& sequence, size_t n_blocks, size_t& promised);
     void take_from_cache(Sequence& sequence);
     bool grow(Sequence& sequence, size_t n_tokens);
     void send_back(Queue::iterator position);

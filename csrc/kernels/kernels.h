@@ -40,7 +40,7 @@ constexpr int kInt4Group = 32;
 // times as many gain 0.6 % of the squared error.)
 constexpr float kInt4Steps[] = {-6.5f, -7.0f, -7.5f, -8.0f, -8.5f, -9.0f, 7.0f, 7.5f};
 constexpr float kLargestHalf = 65504.0f;
-constexpr float kLargestInt4 = 8 * kLargestHalf;
+constexpr float kLargestInt4 = 6 * kLargestHalf;  // so that every scale it tries is a half
 
 // y[r][n] = (accumulate ? y[r][n] : 0) + sum over k of x[r][k] * W[n][k]
 //

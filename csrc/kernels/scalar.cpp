@@ -252,7 +252,7 @@ float kv_load(const char* elements, int i) {
     return half_to_float(reinterpret_cast<const uint16_t*>(elements)[i]);
 }
 
-// What is too large for half precision becomes the largest there is, not an infinity.
+// What is too large for half precision becomes the largest there is; an infinity becomes a NaN.
 uint16_t kv_half(float x) {
     const float below = x < kLargestHalf ? x : kLargestHalf;
     return float_to_half(std::fma(x, 0.0f, below > -kLargestHalf ? below : -kLargestHalf));

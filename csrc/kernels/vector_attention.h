@@ -10,7 +10,7 @@ struct KvF32 {
 struct KvF16 {
     using Element = uint16_t;
     static inline Vec load_16(const Element* p) { return load_half(p); }
-    // What is too large becomes the largest there is, not an infinity; a NaN remains one.
+    // What is too large becomes the largest there is; an infinity becomes a NaN.
     static inline void store_16(Vec v, Element* p) {
         const Vec most = set1(kLargestHalf);
         store_half(p, fma(v, zero(), max(min(v, most), sub(zero(), most))));

@@ -219,7 +219,7 @@ void Weights::pack(const ModelTensors& tensors, int n_threads) {
         const bool int4 = type_ == WeightType::kInt4;
         throw CheckpointError(
             text("tensor ", name_of(*not_finite, tensors), " holds an infinity or a NaN",
-                 int4 ? ", or a number beyond 524032" : "", ", which ", weight_type_name(type_),
+                 int4 ? ", or a number beyond 393024" : "", ", which ", weight_type_name(type_),
                  " cannot: expected dtype float32 or bfloat16"));
     }
 }

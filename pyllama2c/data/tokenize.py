@@ -116,6 +116,11 @@ def _cut(stories: Iterable[Story], size: int, work: Path) -> Iterator[_Shard]:
 class _Encoder:
     def __init__(self, tokenizer: Path) -> None:
         self.tokenizer = Tokenizer.load(tokenizer)
+        if self.tokenizer.kind != "SentencePiece":
+            raise TokenizerError(
+                f"{tokenizer}: a {self.tokenizer.kind} tokenizer, expected the "
+                "tokenizer.model that training takes"
+            )
         self.vocab_size = self.tokenizer.vocab_size
         self.bos_id = self.tokenizer.bos_id
         if self.bos_id < 0:

@@ -216,9 +216,36 @@ void several_threads_choose_what_one_does() {
     }
 }
 
+// Who waits for his reader does not wait for memory.
+void a_slow_reader_keeps_nobody_out() {
+    MockEngine mock(64, 4, 8, 64, 0);
+    Engine& engine = *mock.engine;
+    const auto submit = [&](size_t length, const RequestOptions& options) {
+        SamplingParams params;
+        params.max_tokens = 4;
+        return engine.submit(std::vector<int32_t>(length, 5), length, params, 0, options);
+    };
+    const auto step = [&] { engine.step(Clock::time_point::max(), [] {}); };
+    RequestOptions slow;
+    slow.max_unread = 1;
+    submit(5, slow);
+    step();
+    const uint64_t running = submit(60, {});
+    step();
+    const uint64_t waiting = submit(61, {});
+    step();
+    CHECK(engine.stats().running == 1 && engine.stats().waiting == 2);
+    engine.cancel(running);
+    engine.cancel(waiting);
+    CHECK(!engine.has_work());
+    submit(60, {});  // throws where it is taken for one too many
+    CHECK(engine.has_work());
+}
+
 }  // namespace
 
 int main() {
+    a_slow_reader_keeps_nobody_out();
     a_batch_generates_what_each_does_alone();
     cancelling_one_does_not_disturb_the_others();
     a_full_cache_only_delays();
