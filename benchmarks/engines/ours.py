@@ -61,7 +61,10 @@ class Pyllama2c(Server):
             from pyllama2c import Engine
 
             self._engine = Engine(
-                self._model, max_sequences=self._setup.n_sequences, kv_memory=KV_MEMORY
+                self._model,
+                max_sequences=self._setup.n_sequences,
+                kv_memory=KV_MEMORY,
+                preallocate=True,  # as OpenVINO's cache is
             )
         ours = self._engine.submit(
             request.prompt, max_tokens=request.new_tokens, temperature=0, ignore_eos=True
