@@ -44,8 +44,16 @@ class Pyllama2c(Server):
             max_sequences=setup.n_sequences,
         )
         self.setting = f"kv {kv_dtype}, {self._model.info()['isa']}"
-        self._setup = setup
         self._engine: Any = None
+        if setup.shared:  # it is to serve
+            from pyllama2c import Engine
+
+            self._engine = Engine(
+                self._model,
+                max_sequences=setup.n_sequences,
+                kv_memory=KV_MEMORY,
+                preallocate=True,  # as OpenVINO's cache is
+            )
         self._numbers: dict[Any, int] = {}
 
     def generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
@@ -57,15 +65,6 @@ class Pyllama2c(Server):
 
     def submit(self, index: int, request: Request) -> None:
         """`Engine.submit`; the engine finds shared beginnings by itself."""
-        if self._engine is None:
-            from pyllama2c import Engine
-
-            self._engine = Engine(
-                self._model,
-                max_sequences=self._setup.n_sequences,
-                kv_memory=KV_MEMORY,
-                preallocate=True,  # as OpenVINO's cache is
-            )
         ours = self._engine.submit(
             request.prompt, max_tokens=request.new_tokens, temperature=0, ignore_eos=True
         )
