@@ -268,7 +268,11 @@ class Engine:
         return from_core(self._live().stats())
 
     def close(self) -> None:
-        """Cancel all requests and let go of the memory. Later calls raise ClosedError."""
+        """Cancel all requests and let go of the memory. Later calls raise ClosedError.
+
+        (An engine that is dropped with requests in progress frees its memory when Python's garbage
+        collector finds it.)
+        """
         self._close("the engine is closed")
 
     def __enter__(self) -> Engine:

@@ -80,7 +80,7 @@ class SessionBase:
     def ids(self) -> tuple[int, ...]:
         """The context: the ids of prefix and turns, and of a text in progress what it has so far.
 
-        What has slid out of the context is not among them.
+        What slides out of the context during a text leaves them when the next one begins.
         """
         with self._engine._lock:
             draft = self._state.draft
