@@ -2,11 +2,12 @@
 
 from importlib import import_module
 from importlib.util import find_spec
-from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if find_spec("pyllama2c._core") is None:
     # Started in the source folder, Python finds this before what `pip install .` has installed.
+    from pkgutil import extend_path
+
     __path__ = extend_path(__path__, __name__)
     if find_spec("pyllama2c._core") is None:
         raise ImportError("pyllama2c is not installed: this is its source; run `pip install .`")

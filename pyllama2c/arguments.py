@@ -1,4 +1,4 @@
-"""Checking and unifying what the caller passes, for `Model` and `Engine`."""
+"""Checking and unifying what the caller passes."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import math
 import operator
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from numbers import Integral, Real
 
 from pyllama2c import _core
 from pyllama2c.errors import ArgumentError
-from pyllama2c.sampling import SamplingParams
+from pyllama2c.sampling import SamplingOptions, SamplingParams
 
 Prompt = str | Sequence[int]
 
@@ -136,22 +135,15 @@ def as_params(
             raise ArgumentError(f"params holds {one!r:.80}, expected a SamplingParams")
     if not options:
         return many
-    known = [field.name for field in fields(SamplingParams)]
+    known = SamplingOptions.__annotations__
     for name in options:
         if name not in known:
-            raise ArgumentError(f"unknown option {name!r}{_nearest(name, known)}")
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, known, 1)
+            advice = f": did you mean {near[0]}?" if near else f", expected {', '.join(known)}"
+            raise ArgumentError(f"unknown option {name!r}{advice}")
     return [one.replace(**options) for one in many]
-
-
-# What others call our options.
-_ALIASES = {"max_new_tokens": "max_tokens", "n_predict": "max_tokens"}
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    from difflib import get_close_matches
-
-    near = _ALIASES.get(name) or next(iter(get_close_matches(name, known, 1)), None)
-    return f": did you mean {near}?" if near else f", expected {', '.join(known)}"
 
 
 def merged_params(params: SamplingParams | None, options: Mapping[str, object]) -> SamplingParams:

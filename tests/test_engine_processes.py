@@ -55,6 +55,26 @@ def in_child(work: Callable[[], object], seconds: float = 60) -> None:
     pytest.fail("the child hangs")
 
 
+@contextlib.contextmanager
+def meanwhile(*works: Callable[[], object]) -> Iterator[None]:
+    """Do each of them again and again, in a thread of its own."""
+    stop = threading.Event()
+
+    def again_and_again(work: Callable[[], object]) -> None:
+        while not stop.is_set():
+            work()
+
+    threads = [threading.Thread(target=again_and_again, args=[work]) for work in works]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
 def test_children_generate_after_their_parent_did(model: Model) -> None:
     engine = Engine(model, n_threads=2)
     session = engine.session(seed=2)
@@ -81,14 +101,12 @@ def test_children_generate_after_their_parent_did(model: Model) -> None:
 def test_children_generate_while_their_parent_does(model: Model) -> None:
     expected = model.generate("Lily", seed=1, max_tokens=20).text
     engine = Engine(model)
-    stop = threading.Event()
 
     def compute() -> None:
-        while not stop.is_set():
-            model.generate("Once", max_tokens=50)
-            request = engine.submit("Once", max_tokens=50)
-            while not request.done:
-                engine.step(3)
+        model.generate("Once", max_tokens=50)
+        request = engine.submit("Once", max_tokens=50)
+        while not request.done:
+            engine.step(3)
 
     def child() -> None:
         assert model.generate("Lily", seed=1, max_tokens=20).text == expected
@@ -96,27 +114,18 @@ def test_children_generate_while_their_parent_does(model: Model) -> None:
         engine.close()
         Model(model.path).generate("Once", max_tokens=3)
 
-    threads = [threading.Thread(target=compute) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
+    with meanwhile(compute, compute):
         for _ in range(20):
             in_child(child)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def test_a_childs_own_threads_step(model: Model) -> None:
     engine = Engine(model, n_threads=1)
-    stop = threading.Event()
 
     def step() -> None:
-        while not stop.is_set():
-            engine.submit("Once", max_tokens=20)
-            while engine.step():
-                pass
+        engine.submit("Once", max_tokens=20)
+        while engine.step():
+            pass
 
     def child() -> None:  # whose new thread may well be called what the dead one was
         errors: list[BaseException] = []
@@ -134,39 +143,26 @@ def test_a_childs_own_threads_step(model: Model) -> None:
         thread.join()
         assert not errors
 
-    thread = threading.Thread(target=step)
-    thread.start()
-    try:
+    with meanwhile(step):
         for _ in range(10):
             in_child(child)
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_a_stream_does_not_hang_in_a_child(model: Model) -> None:
-    stop = threading.Event()
-
     def compute() -> None:
-        while not stop.is_set():
-            model.generate("Once", max_tokens=50)
+        model.generate("Once", max_tokens=50)
 
     def child(stream: Generator[Chunk, None, None]) -> None:
         with contextlib.suppress(ClosedError):  # unless nobody computed as it forked
             for _ in stream:
                 pass
 
-    thread = threading.Thread(target=compute)
-    thread.start()
-    try:
+    with meanwhile(compute):
         for seed in range(10):
             stream = model.stream("Lily", seed=seed, ignore_eos=True)
             next(stream)
             in_child(partial(child, stream))
             stream.close()
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _generate(path: str) -> str:

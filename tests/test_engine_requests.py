@@ -439,10 +439,19 @@ def test_bad_engines_and_prompts_are_refused(model: Model) -> None:
         {"prefill_chunk": 0},
         {"max_waiting": -1},
         {"kv_memory": "x"},
+        {"kv_dtype": []},
+        {"preallocate": "no"},
     ):
         with pytest.raises(ArgumentError, match=next(iter(options))):
             Engine(model, **options)  # type: ignore[arg-type]
-    engine = Engine(model)
+    engine = Engine(model, kv_memory="0.001GB")
+    assert engine.stats().blocks == 1_000_000 // (_CONTEXT_BYTES // 6)
+    with pytest.raises(ArgumentError, match="text is 5"):
+        engine.prefix(5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="prefix is 5"):
+        engine.session(prefix=5)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match=r"params is \{\}"):
+        engine.session().send("Once", {})  # type: ignore[arg-type]
     for prompt in (["a", "b"], 5, [1, 420], []):
         with pytest.raises(ArgumentError):
             engine.submit(prompt)  # type: ignore[arg-type]

@@ -58,6 +58,7 @@ def test_percentiles() -> None:
     assert histogram.percentile(76) == histogram.edges[-1]  # in the bucket without end
     with pytest.raises(ArgumentError, match="101"):
         histogram.percentile(101)
+    assert repr(histogram) == "<Histogram of 4: p50 1.2e-05 s, p99 2e-05 s>"
 
 
 def test_the_engine_is_imported_when_it_is_used() -> None:

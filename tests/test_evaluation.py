@@ -127,6 +127,16 @@ def test_the_command(cli: Callable[..., Any], speaker: Path, tmp_path: Path) -> 
     assert facts["bits_per_character"] == pytest.approx(done.bits_per_character, rel=1e-5)
 
 
+def test_json_has_no_infinity(
+    cli: Callable[..., Any], speaker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text("one cat")
+    hopeless = Evaluation(stories=1, tokens=1, characters=1, nats=1e6)
+    monkeypatch.setattr("pyllama2c.evaluation.evaluate", lambda *_: hopeless)
+    facts = json.loads(cli("eval", speaker, tmp_path / "text.txt", "--json").stdout)
+    assert (facts["perplexity"], facts["nats_per_token"]) == (None, 1e6)
+
+
 def test_the_command_s_errors(cli: Callable[..., Any], speaker: Path, tmp_path: Path) -> None:
     result = cli("eval", speaker, tmp_path / "missing.txt")
     assert result.status == 2

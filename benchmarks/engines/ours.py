@@ -34,7 +34,7 @@ class Pyllama2c(Server):
 
     def __init__(self, path: Path, setup: Setup) -> None:
         """Map the weights."""
-        from pyllama2c import Model
+        from pyllama2c import Engine, Model
 
         kv_dtype = KV_DTYPES[setup.width]
         self._model = Model(
@@ -46,8 +46,6 @@ class Pyllama2c(Server):
         self.setting = f"kv {kv_dtype}, {self._model.info()['isa']}"
         self._engine: Any = None
         if setup.shared:  # it is to serve
-            from pyllama2c import Engine
-
             self._engine = Engine(
                 self._model,
                 max_sequences=setup.n_sequences,

@@ -39,10 +39,7 @@ void Scheduler::remove(const std::shared_ptr<Sequence>& sequence) {
     waiting_.remove(sequence);
     running_.remove(sequence);
     free_blocks(*sequence);
-    if (std::all_of(waiting_.begin(), waiting_.end(),
-                    [](const auto& s) { return is_behind(*s); })) {
-        full_ = false;  // nobody waits for memory
-    }
+    if (!has_waiting()) full_ = false;
 }
 
 void Scheduler::free_blocks(Sequence& sequence) {
@@ -53,9 +50,11 @@ void Scheduler::free_blocks(Sequence& sequence) {
     sequence.n_computed = sequence.n_published = 0;
 }
 
-bool Scheduler::has_work() const {
-    return !running_.empty() || std::any_of(waiting_.begin(), waiting_.end(),
-                                            [](const auto& s) { return !is_behind(*s); });
+bool Scheduler::has_work() const { return !running_.empty() || has_waiting(); }
+
+bool Scheduler::has_waiting() const {
+    return std::any_of(waiting_.begin(), waiting_.end(),
+                       [](const auto& s) { return !is_behind(*s); });
 }
 
 void Scheduler::send_back(Queue::iterator position) {
@@ -110,7 +109,8 @@ size_t Scheduler::n_promised() const {
 // Sends back those of lower priority where that is what it takes. They wait behind the one that
 // is being admitted, so `waiting_` only changes behind it.
 bool Scheduler::make_room_for(const Sequence& sequence, size_t n_blocks, size_t& promised) {
-    while (running_.size() >= max_sequences_ || n_blocks + promised > n_free()) {
+    while (running_.size() >= max_sequences_ ||
+           n_blocks + promised > static_cast<size_t>(blocks_.n_free())) {
         if (running_.empty() || running_.back()->priority >= sequence.priority) return false;
         send_back(std::prev(running_.end()));
         promised = n_promised();

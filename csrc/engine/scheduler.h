@@ -57,10 +57,11 @@ class Scheduler {
 
     static bool before(const Sequence& a, const Sequence& b);
     static void insert(Queue& queue, std::shared_ptr<Sequence> sequence);
+    bool has_waiting() const;  // for a place or for memory, not for a reader
     void set_slow_readers_aside();
     void admit();
     size_t n_promised() const;
-    size_t n_free() const { return static_cast<size_t>(blocks_.n_free()); }
+    // promised: n_promised(), kept up to date.
     bool make_room_for(const Sequence& sequence, size_t n_blocks, size_t& promised);
     void take_from_cache(Sequence& sequence);
     bool grow(Sequence& sequence, size_t n_tokens);

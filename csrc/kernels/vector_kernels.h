@@ -26,9 +26,8 @@
 //                            (load_bytes) or kBias4 (load_nibbles) too large
 //   `NibbleSums` are the sums of nibbles of one group: start_nibbles(start), dot(), and
 //   end_nibbles(sums, start) for the Ints
-//   round_to_bytes(x, q)     stores the lanes, rounded with ties to even, NaN as 0, as int8;
-//   returns
-//                            them
+//   round_to_bytes(x, q)     stores the lanes as int8, rounded with ties to even, NaN as 0;
+//                            returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
 // float weights, kRowPanelsQ, kTileRowsQ, kTileRowsQG (with scales for each group) for int8,
 // kTilePanelsQ4, kTileRowsQ4 for int4, kValuePanels and kQueryHeads (up to kHeadsAtOnce) in

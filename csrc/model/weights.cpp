@@ -219,8 +219,8 @@ void Weights::pack(const ModelTensors& tensors, int n_threads) {
         const bool int4 = type_ == WeightType::kInt4;
         throw CheckpointError(
             text("tensor ", name_of(*not_finite, tensors), " holds an infinity or a NaN",
-                 int4 ? ", or a number beyond 393024" : "", ", which ", weight_type_name(type_),
-                 " cannot: expected dtype float32 or bfloat16"));
+                 int4 ? text(", or a number beyond ", kLargestInt4) : "", ", which ",
+                 weight_type_name(type_), " cannot: expected dtype float32 or bfloat16"));
     }
 }
 
