@@ -26,7 +26,7 @@ struct Batch {
     std::vector<Row> rows;
     std::vector<const int32_t*>
         block_tables;                 // per sequence: block number of tokens 16i .. 16i + 15
-    std::vector<int32_t> logit_rows;  // rows whose logits are wanted
+    std::vector<int32_t> logit_rows;  // rows whose logits are wanted, ascending
 
     void clear() {
         rows.clear();

@@ -161,6 +161,34 @@ Schedule mixed(const Texts& texts) {
 
 // ---- logits ----
 
+void run(CpuTransformer& transformer, const Batch& batch) {
+    transformer.begin(batch);
+    transformer.advance(Clock::time_point::max());
+}
+
+// The pass again for the logits of some rows, or of none: the same as with all.
+void check_some_rows(CpuTransformer& transformer, Batch batch) {
+    const size_t vocab_size = transformer.config().vocab_size, rows = batch.rows.size();
+    std::vector<std::vector<float>> expected;
+    for (size_t r = 0; r < rows; ++r) {
+        const float* logits = transformer.logits(static_cast<int>(r));
+        expected.emplace_back(logits, logits + vocab_size);
+    }
+    Random random(static_cast<int>(rows));
+    const double chance = rows % 3 * 0.4;
+    batch.logit_rows.clear();
+    for (size_t r = 0; r < rows; ++r) {
+        const bool last = chance > 0 && r + 1 == rows;
+        if (last || random.chance(chance)) batch.logit_rows.push_back(static_cast<int32_t>(r));
+    }
+    run(transformer, batch);
+    for (size_t i = 0; i < batch.logit_rows.size(); ++i) {
+        const float* logits = transformer.logits(static_cast<int>(i));
+        CHECK(std::equal(logits, logits + vocab_size, expected[batch.logit_rows[i]].begin()),
+              "row " << batch.logit_rows[i] << " of " << rows);
+    }
+}
+
 // Of every token of every text, one after another.
 std::vector<float> all_logits(const std::shared_ptr<Weights>& weights, KvType kv, int n_threads,
                               const Texts& texts, const Schedule& schedule) {
@@ -190,8 +218,7 @@ std::vector<float> all_logits(const std::shared_ptr<Weights>& weights, KvType kv
             }
             batch.block_tables.push_back(blocks[piece.text].data());
         }
-        transformer.begin(batch);
-        transformer.advance(Clock::time_point::max());
+        run(transformer, batch);
         int row = 0;
         for (const Piece& piece : pass) {
             for (int t = 0; t < piece.n_tokens; ++t, ++row) {
@@ -199,6 +226,7 @@ std::vector<float> all_logits(const std::shared_ptr<Weights>& weights, KvType kv
                 std::copy_n(transformer.logits(row), vocab_size, logits.data() + at);
             }
         }
+        check_some_rows(transformer, batch);
     }
     return logits;
 }

@@ -64,6 +64,7 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
         scores = Buffer<float>(kHeadsAtOnce * static_cast<size_t>(padded(config().max_seq_len)));
     }
     for (Buffer<int8_t>& q8 : q8_) q8 = Buffer<int8_t>(padded(head_size_));
+    places_.reserve(max_rows);
 }
 
 void CpuTransformer::begin(const Batch& batch) {
@@ -72,6 +73,10 @@ void CpuTransformer::begin(const Batch& batch) {
     int last = 0;
     for (const Row& row : batch.rows) last = std::max(last, row.position);
     rotary_.fill(last + 1);
+    places_.assign(batch.rows.size(), -1);
+    for (size_t i = 0; i < batch.logit_rows.size(); ++i) {
+        places_[batch.logit_rows[i]] = static_cast<int>(i);
+    }
 }
 
 bool CpuTransformer::advance(Clock::time_point deadline) {
@@ -115,14 +120,13 @@ CpuTransformer::Share CpuTransformer::share_rows(const Team& team, int rows) {
     return {begin, end, 0};
 }
 
-// normed = rmsnorm(x) as the input of `next`; source(r) is the row of x that becomes row r.
-template <typename Source>
-CpuTransformer::Input CpuTransformer::norm(Team& team, int rows, Source source, const float* weight,
+// normed = rmsnorm(x) as the input of `next`
+CpuTransformer::Input CpuTransformer::norm(Team& team, int rows, const float* weight,
                                            const Matrix& next) {
     const Share share = share_rows(team, rows);
     float* normed = normed_.data() + static_cast<size_t>(share.copy) * dim_;
     for (int r = share.begin; r < share.end; ++r) {
-        kernels_.rmsnorm(x_.data() + static_cast<size_t>(source(r)) * dim_, weight, config().dim,
+        kernels_.rmsnorm(x_.data() + static_cast<size_t>(r) * dim_, weight, config().dim,
                          config().norm_eps, normed + static_cast<size_t>(r) * dim_);
     }
     const Input input = quantize(share, next, normed, dim_);
@@ -183,35 +187,53 @@ void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const
     }
 }
 
+// How many rows go on once a layer has stored its keys and values. Nobody attends to the outputs of
+// the last layer: there only those go on whose logits are wanted, moved together.
+int CpuTransformer::rows_kept(int layer) const {
+    return static_cast<int>(is_last(layer) ? batch_->logit_rows.size() : batch_->rows.size());
+}
+
+// This thread's columns of the residual stream, those that it will add to.
+void CpuTransformer::keep_rows(std::pair<int, int> panels) {
+    const size_t first = static_cast<size_t>(panels.first) * kLanes;
+    const size_t n = static_cast<size_t>(panels.second) * kLanes - first;
+    for (size_t i = 0; i < batch_->logit_rows.size(); ++i) {
+        const size_t from = batch_->logit_rows[i];
+        if (from != i)
+            std::copy_n(&x_.data()[from * dim_ + first], n, &x_.data()[i * dim_ + first]);
+    }
+}
+
 // x += wo (attention(rope(q), rope(k), v)) with q, k, v = qkv (norm(x))
 void CpuTransformer::attention(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
-    const int rows = static_cast<int>(batch_->rows.size());
-    const Input normed = norm(team, rows, [](int r) { return r; }, w.attention_norm, w.qkv);
+    const int rows = static_cast<int>(batch_->rows.size()), kept = rows_kept(layer);
+    const Input normed = norm(team, rows, w.attention_norm, w.qkv);
     const auto out = team.share(w.wo.panels);
     const char* next = weights_at(w.wo, out.first);
+    const auto multiply_panels = [&](std::pair<int, int> panels, const char* after) {
+        multiply(panels, w.qkv, normed, rows, qkv_rows_.data(), qkv_, false, after);
+    };
     // Where heads are whole panels and every thread has as many of them, a thread makes the
     // queries, keys and values of its own heads and attends without waiting for the others.
-    const bool own_heads =
-        team.size() > 1 && head_size_ % kLanes == 0 && n_kv_heads_ % team.size() == 0;
-    if (own_heads) {
-        const int head_panels = head_size_ / kLanes;
-        const auto multiply_heads = [&](std::pair<int, int> heads, int first) {
-            multiply({(first + heads.first) * head_panels, (first + heads.second) * head_panels},
-                     w.qkv, normed, rows, qkv_rows_.data(), qkv_, false, next);
-        };
-        multiply_heads(team.share(n_heads_), 0);
-        multiply_heads(team.share(n_kv_heads_), n_heads_);
-        multiply_heads(team.share(n_kv_heads_), n_heads_ + n_kv_heads_);
+    if (head_size_ % kLanes == 0 && n_kv_heads_ % team.size() == 0) {
+        const int n = head_size_ / kLanes;  // panels of a head
+        const auto [q, q_end] = team.share(n_heads_);
+        const auto [k, k_end] = team.share(n_kv_heads_);
+        const int keys = n_heads_ + k, values = keys + n_kv_heads_, n_own = k_end - k;
+        if (kept > 0) multiply_panels({n * q, n * q_end}, weights_at(w.qkv, n * keys));
+        multiply_panels({n * keys, n * (keys + n_own)}, weights_at(w.qkv, n * values));
+        multiply_panels({n * values, n * (values + n_own)}, next);
     } else {
-        multiply(team.share(w.qkv.panels), w.qkv, normed, rows, qkv_rows_.data(), qkv_, false,
-                 next);
+        multiply_panels(team.share(w.qkv.panels), next);
         team.barrier();
     }
     attend(team, layer);
     team.barrier();
-    const Input attended = input(team, rows, w.wo, attended_.data(), dim_);
-    multiply(out, w.wo, attended, rows, x_.data(), dim_, true,
+    if (kept == 0) return;
+    if (kept < rows) keep_rows(out);
+    const Input attended = input(team, kept, w.wo, attended_.data(), dim_);
+    multiply(out, w.wo, attended, kept, x_.data(), dim_, true,
              weights_at(w.gate_up, share_pairs(team, w.gate_up).first));
     team.barrier();
 }
@@ -253,6 +275,7 @@ void CpuTransformer::attend(Team& team, int layer) {
     for (int item = begin; item < end; ++item) {
         const int next = std::min(item + 1, end - 1);
         if (whole_heads) store_key_and_value(layer, item / rows, item % rows);
+        if (is_last(layer) && places_[item % rows] < 0) continue;
         attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
     }
 }
@@ -286,7 +309,8 @@ void CpuTransformer::attend(const Team& team, int layer, QueryHeads now, QueryHe
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
     a.scores = scores_[team.rank()].data();
     a.q8 = q8_[team.rank()].data();
-    a.out = attended_.data() + static_cast<size_t>(now.row) * dim_ + now.first * head_size_;
+    const size_t place = is_last(layer) ? places_[now.row] : now.row;
+    a.out = attended_.data() + place * dim_ + now.first * head_size_;
     kernels_.attend[static_cast<int>(kv_.type())](a);
 }
 
@@ -299,8 +323,9 @@ std::pair<int, int> CpuTransformer::share_pairs(const Team& team, const Matrix& 
 // x += down (silu(gate (norm(x))) * up (norm(x)))
 void CpuTransformer::feed_forward(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
-    const int rows = static_cast<int>(batch_->rows.size());
-    const Input normed = norm(team, rows, [](int r) { return r; }, w.ffn_norm, w.gate_up);
+    const int rows = rows_kept(layer);
+    if (rows == 0) return;
+    const Input normed = norm(team, rows, w.ffn_norm, w.gate_up);
     const auto pairs = share_pairs(team, w.gate_up);
     const auto out = team.share(w.down.panels);
     multiply(pairs, w.gate_up, normed, rows, gate_up_.data(), 2 * hidden_, false,
@@ -312,19 +337,17 @@ void CpuTransformer::feed_forward(Team& team, int layer) {
     }
     team.barrier();
     const Input gated = input(team, rows, w.down, gated_.data(), hidden_);
-    const bool last = layer + 1 == config().n_layers;
-    const Matrix& after = last ? weights_->output() : weights_->layer(layer + 1).qkv;
+    const Matrix& after = is_last(layer) ? weights_->output() : weights_->layer(layer + 1).qkv;
     multiply(out, w.down, gated, rows, x_.data(), dim_, true,
              weights_at(after, team.share(after.panels).first));
 }
 
-// logits = output (norm(x)) for the rows that want them
+// logits = output (norm(x)) for the rows that the last layer kept
 void CpuTransformer::classify(Team& team) {
     const int rows = static_cast<int>(batch_->logit_rows.size());
     if (rows == 0) return;
     const Matrix& w = weights_->output();
-    const Input normed =
-        norm(team, rows, [&](int i) { return batch_->logit_rows[i]; }, weights_->final_norm(), w);
+    const Input normed = norm(team, rows, weights_->final_norm(), w);
     multiply(team.share(w.panels), w, normed, rows, logits_.data(), logits_stride_, false, w.data);
 }
 

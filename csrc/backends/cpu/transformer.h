@@ -38,6 +38,9 @@ class CpuTransformer : public Backend {
     void attention(Team& team, int layer);
     void feed_forward(Team& team, int layer);
     void classify(Team& team);
+    bool is_last(int layer) const { return layer + 1 == config().n_layers; }
+    int rows_kept(int layer) const;
+    void keep_rows(std::pair<int, int> panels);
     void store_keys_and_values(Team& team, int layer);
     void store_key_and_value(int layer, int head, int r);
     struct QueryHeads {  // heads [first, first + n) of a row, of one head of keys and values
@@ -61,8 +64,7 @@ class CpuTransformer : public Backend {
         const int32_t* sums;
     };
     static Share share_rows(const Team& team, int rows);
-    template <typename Source>
-    Input norm(Team& team, int rows, Source source, const float* weight, const Matrix& next);
+    Input norm(Team& team, int rows, const float* weight, const Matrix& next);
     Input input(Team& team, int rows, const Matrix& w, const float* x, size_t stride);
     Input quantize(const Share& share, const Matrix& w, const float* x, size_t stride);
     void multiply(std::pair<int, int> panels, const Matrix& w, const Input& input, int rows,
@@ -109,7 +111,8 @@ class CpuTransformer : public Backend {
 
     // The pass in progress.
     const Batch* batch_ = nullptr;
-    int layer_ = 0;  // the next one; n_layers: only the classifier is left
+    std::vector<int> places_;  // of each row among logit_rows, or -1
+    int layer_ = 0;            // the next one; n_layers: only the classifier is left
     bool out_of_time_ = false;
 };
 
