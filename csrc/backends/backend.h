@@ -21,8 +21,8 @@ struct Row {
 };
 
 struct Batch {
-    // At most Backend::max_rows(). Rows of a sequence stand together, positions ascending; all
-    // earlier positions are in the cache or in this batch.
+    // At most Backend::max_rows(). Rows of a sequence stand together, each at the position after
+    // the one before; all earlier positions are in the cache or in this batch.
     std::vector<Row> rows;
     std::vector<const int32_t*>
         block_tables;                 // per sequence: block number of tokens 16i .. 16i + 15

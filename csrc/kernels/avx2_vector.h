@@ -8,7 +8,7 @@ struct Vec {
 constexpr int kRowPanels = 4;   // 8 chains of latency 4 keep both FMA units busy
 constexpr int kTilePanels = 1;  // 6 x 2 sums + 2 weights + 1 broadcast: 15 of 16 registers
 constexpr int kTileRows = 6;
-constexpr int kValuePanels = 1, kQueryHeads = 1;
+constexpr int kValuePanels = 1, kQueries = 1;
 
 inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
 inline void store(float* p, Vec v) {

@@ -17,7 +17,7 @@ constexpr int kRowPanelsQ = 4;
 constexpr int kTileRowsQ = 12, kTileRowsQG = 6;    // G: with float sums beside the others
 constexpr int kTilePanelsQ4 = 2, kTileRowsQ4 = 6;  // 12 integer and 12 float sums
 constexpr int kValuePanels = 4;                    // head size 64 in one pass
-constexpr int kQueryHeads = 2;                     // 16 chains and 2 values
+constexpr int kQueries = 4;                        // 16 chains and a value
 constexpr int kBias8 = 128, kBias4 = 8;            // weights stay unsigned, as VPDPBUSD wants them
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }

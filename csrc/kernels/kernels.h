@@ -14,9 +14,9 @@
 
 namespace pyllama2c {
 
-constexpr int kLanes = 16;        // outputs in a panel
-constexpr int kHeadsAtOnce = 2;   // at most: of heads that read the same keys and values
-constexpr int kBlockTokens = 16;  // tokens in a block of the KV cache: one panel of keys
+constexpr int kLanes = 16;         // outputs in a panel
+constexpr int kQueriesAtOnce = 4;  // at most: of those that read the same keys and values
+constexpr int kBlockTokens = 16;   // tokens in a block of the KV cache: one panel of keys
 
 constexpr int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
@@ -101,10 +101,12 @@ constexpr size_t kv_value_bytes(KvType type, int head_size) {
     return kv_element_bytes(type) * elements + kv_scale_bytes(type);
 }
 
-// The queries of heads that share a head of keys and values, against those of their sequence so
-// far.
+// The queries of heads that share a head of keys and values, in rows of one sequence at positions
+// one after another, against its keys and values so far.
 struct Attention {
-    const float* q;  // [n_heads][head_size]
+    const float* q;  // [n_rows][n_heads][head_size], rows at q_stride floats
+    size_t q_stride;
+    int n_rows;
     int n_heads;
     const char* k_base;          // block 0's keys of this layer and head
     const char* v_base;          // block 0's values
@@ -115,12 +117,13 @@ struct Attention {
     const char* v_next;
     const int32_t* next_table;
     int next_blocks;  // 0: nothing
-    int n_tokens;     // >= 1
+    int n_tokens;     // >= 1, of the first row; one more for each next, all ending in one block
     int head_size;
     float scale;    // 1 / sqrt(head_size)
-    float* scores;  // scratch [kHeadsAtOnce][padded(n_tokens)]
-    int8_t* q8;     // kInt8: scratch [padded(head_size)]
-    float* out;     // [n_heads][head_size]
+    float* scores;  // scratch [kQueriesAtOnce][padded(n_tokens)]
+    int8_t* q8;     // kInt8: scratch [kQueriesAtOnce][padded(head_size)]
+    float* out;     // [n_rows][n_heads][head_size], rows at out_stride floats
+    size_t out_stride;
 };
 
 struct KernelTable {

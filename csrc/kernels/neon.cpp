@@ -19,7 +19,7 @@ constexpr int kTileRows = 5;
 constexpr int kRowPanelsQ = 2;
 constexpr int kTileRowsQ = 5, kTileRowsQG = 5;     // 5 x 4 sums, 4 weights, activations, 0x80
 constexpr int kTilePanelsQ4 = 1, kTileRowsQ4 = 3;  // 3 x 4 sums, 8 weights, activations, 15
-constexpr int kValuePanels = 1, kQueryHeads = 1;
+constexpr int kValuePanels = 1, kQueries = 1;
 constexpr int kBias8 = 0;  // SDOT wants signed weights: load_bytes() takes the 128 off
 constexpr int kBias4 = 8;
 

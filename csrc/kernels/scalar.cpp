@@ -348,11 +348,14 @@ void attend_head(const Attention& a) {
 
 template <void attend_head(const Attention& a)>
 void attend(const Attention& a) {
-    Attention one = a;
-    for (int head = 0; head < a.n_heads; ++head) {
-        attend_head(one);
-        one.q += a.head_size;
-        one.out += a.head_size;
+    for (int row = 0; row < a.n_rows; ++row) {
+        Attention one = a;
+        one.n_tokens += row;
+        for (int head = 0; head < a.n_heads; ++head) {
+            one.q = a.q + row * a.q_stride + head * a.head_size;
+            one.out = a.out + row * a.out_stride + head * a.head_size;
+            attend_head(one);
+        }
     }
 }
 

@@ -65,33 +65,43 @@ inline const char* kv_block_ahead(const Attention& a, const char* base, int bloc
     return base + a.next_table[block < last ? block : last] * a.block_stride;
 }
 
-// H of the heads, which are computed together: keys and values are read once for all of them.
-template <int H>
-struct Heads {
-    Heads(const Attention& a, int head) {
-        for (int h = 0; h < H; ++h) {
-            q[h] = a.q + (head + h) * a.head_size;
-            scores[h] = a.scores + h * padded(a.n_tokens);
-            out[h] = a.out + (head + h) * a.head_size;
+// Q of the queries, which are computed together: keys and values are read once for all of them.
+template <int Q>
+struct Queries {
+    Queries(const Attention& a, int row, int head) {
+        const int n_scores = padded(a.n_tokens);
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) {
+            q[i] = a.q + row * a.q_stride + head * a.head_size;
+            out[i] = a.out + row * a.out_stride + head * a.head_size;
+            scores[i] = a.scores + i * n_scores;
+            n_tokens[i] = a.n_tokens + row;
+            if (++head == a.n_heads) {
+                head = 0;
+                ++row;
+            }
         }
     }
-    const float* q[H];
-    float* scores[H];
-    float* out[H];
-    float scale[H];  // 1 / the sum of the weights
+    const float* q[Q];
+    float* scores[Q];  // later weights
+    float* out[Q];
+    int n_tokens[Q];  // that each attends to, all ending in the same block
+    float scale[Q];   // 1 / the sum of the weights
 };
 
-// Scores of B blocks of 16 keys for H queries: a block is a panel whose outputs are tokens.
-template <typename Kv, bool Ahead, int H, int B>
-inline void score_blocks(const Attention& a, const Heads<H>& heads, int block) {
+inline int n_blocks(const Attention& a) { return (a.n_tokens + kBlockTokens - 1) / kBlockTokens; }
+
+// Scores of B blocks of 16 keys: a block is a panel whose outputs are tokens.
+template <typename Kv, bool Ahead, int Q, int B>
+inline void score_blocks(const Attention& a, const Queries<Q>& queries, int block) {
     const typename Kv::Element *keys[B], *ahead[B];
-    Vec dots[H][B];
+    Vec dots[Q][B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
         keys[b] = kv_elements<Kv>(kv_block(a, a.k_base, block + b));
         if constexpr (Ahead) ahead[b] = kv_elements<Kv>(kv_block_ahead(a, a.k_next, block + b));
 #pragma GCC unroll 4
-        for (int h = 0; h < H; ++h) dots[h][b] = zero();
+        for (int i = 0; i < Q; ++i) dots[i][b] = zero();
     }
     for (int d = 0; d < a.head_size; ++d) {
 #pragma GCC unroll 4
@@ -99,36 +109,51 @@ inline void score_blocks(const Attention& a, const Heads<H>& heads, int block) {
             const Vec key = Kv::load_16(keys[b] + d * kLanes);
             if constexpr (Ahead) __builtin_prefetch(ahead[b] + d * kLanes, 0, 2);
 #pragma GCC unroll 4
-            for (int h = 0; h < H; ++h) dots[h][b] = fma(set1(heads.q[h][d]), key, dots[h][b]);
+            for (int i = 0; i < Q; ++i) dots[i][b] = fma(set1(queries.q[i][d]), key, dots[i][b]);
         }
     }
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
+    for (int i = 0; i < Q; ++i) {
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
-            store(heads.scores[h] + (block + b) * kBlockTokens, mul(dots[h][b], set1(a.scale)));
+            store(queries.scores[i] + (block + b) * kBlockTokens, mul(dots[i][b], set1(a.scale)));
         }
     }
 }
 
-// Adds the values of a block's first `count` tokens to four chains. What the block holds past the
-// last token may be anything: those are skipped, not multiplied by their weight, an exact 0.
-template <typename Kv, bool Ahead, int H, int P>
+// Up to B blocks at once.
+template <typename Kv, bool Ahead, int Q, int B>
+inline void score_last_blocks(const Attention& a, const Queries<Q>& queries, int block, int left) {
+    if constexpr (B > 0) {
+        if (left == B) {
+            score_blocks<Kv, Ahead, Q, B>(a, queries, block);
+        } else {
+            score_last_blocks<Kv, Ahead, Q, B - 1>(a, queries, block, left);
+        }
+    }
+}
+
+// Adds the values of a block, all or those of each query's first `counts` tokens, to four chains.
+// What the block holds past a query's last token may be anything: that is skipped, not multiplied
+// by its weight, an exact 0.
+template <typename Kv, bool Ahead, bool Whole, int Q, int P>
 inline void add_values(const typename Kv::Element* values, const typename Kv::Element* ahead,
-                       const Heads<H>& heads, int first, int count, Vec (&chains)[H][P][4]) {
-    for (int t = 0; t < count; t += 4) {
+                       const float* const (&weights)[Q], const int (&counts)[Q],
+                       Vec (&chains)[Q][P][4]) {
+    const int most = Whole ? kBlockTokens : counts[Q - 1];
+    for (int t = 0; t < most; t += 4) {
 #pragma GCC unroll 4
         for (int c = 0; c < 4; ++c) {
-            if (t + c >= count) break;
+            if (!Whole && t + c >= most) break;
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p) {
                 const int place = (p * kBlockTokens + t + c) * kLanes;
                 const Vec value = Kv::load_16(values + place);
                 if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, 2);
 #pragma GCC unroll 4
-                for (int h = 0; h < H; ++h) {
-                    const Vec weight = set1(heads.scores[h][first + t + c]);
-                    chains[h][p][c] = fma(weight, value, chains[h][p][c]);
+                for (int i = 0; i < Q; ++i) {
+                    if (!Whole && t + c >= counts[i]) continue;
+                    chains[i][p][c] = fma(set1(weights[i][t + c]), value, chains[i][p][c]);
                 }
             }
         }
@@ -136,116 +161,131 @@ inline void add_values(const typename Kv::Element* values, const typename Kv::El
 }
 
 // P panels of 16 output dimensions from panel `panel` on.
-template <typename Kv, bool Ahead, int H, int P>
-inline void sum_values(const Attention& a, const Heads<H>& heads, int panel) {
-    Vec chains[H][P][4];
+template <typename Kv, bool Ahead, int Q, int P>
+inline void sum_values(const Attention& a, const Queries<Q>& queries, int panel) {
+    Vec chains[Q][P][4];
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
+    for (int i = 0; i < Q; ++i) {
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
 #pragma GCC unroll 4
-            for (int c = 0; c < 4; ++c) chains[h][p][c] = zero();
+            for (int c = 0; c < 4; ++c) chains[i][p][c] = zero();
         }
     }
-    const int offset = panel * kBlockTokens * kLanes;
-    for (int first = 0; first < a.n_tokens; first += kBlockTokens) {
-        const int b = first / kBlockTokens, left = a.n_tokens - first;
-        const typename Kv::Element* values = kv_elements<Kv>(kv_block(a, a.v_base, b)) + offset;
+    const int offset = panel * kBlockTokens * kLanes, last = n_blocks(a) - 1;
+    for (int block = 0; block <= last; ++block) {
+        const typename Kv::Element* values = kv_elements<Kv>(kv_block(a, a.v_base, block)) + offset;
         const typename Kv::Element* ahead = values;
-        if constexpr (Ahead) ahead = kv_elements<Kv>(kv_block_ahead(a, a.v_next, b)) + offset;
-        if (left >= kBlockTokens) {
-            add_values<Kv, Ahead, H, P>(values, ahead, heads, first, kBlockTokens, chains);
+        if constexpr (Ahead) ahead = kv_elements<Kv>(kv_block_ahead(a, a.v_next, block)) + offset;
+        const float* weights[Q];
+        int counts[Q];
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) {
+            weights[i] = queries.scores[i] + block * kBlockTokens;
+            counts[i] = queries.n_tokens[i] - block * kBlockTokens;
+        }
+        if (block < last) {
+            add_values<Kv, Ahead, true, Q, P>(values, ahead, weights, counts, chains);
         } else {
-            add_values<Kv, Ahead, H, P>(values, ahead, heads, first, left, chains);
+            add_values<Kv, Ahead, false, Q, P>(values, ahead, weights, counts, chains);
         }
     }
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
+    for (int i = 0; i < Q; ++i) {
 #pragma GCC unroll 4
         for (int p = 0; p < P; ++p) {
             const Vec total =
-                add(add(chains[h][p][0], chains[h][p][1]), add(chains[h][p][2], chains[h][p][3]));
-            store_part(heads.out[h], (panel + p) * kLanes, a.head_size,
-                       mul(total, set1(heads.scale[h])));
+                add(add(chains[i][p][0], chains[i][p][1]), add(chains[i][p][2], chains[i][p][3]));
+            store_part(queries.out[i], (panel + p) * kLanes, a.head_size,
+                       mul(total, set1(queries.scale[i])));
         }
     }
 }
 
 // Values of up to 8 dimensions stand in pairs, and so do their chains: of tokens 0 and 1, 2 and 3.
-// Models with such heads are too small for prefetching to matter.
-template <typename Kv, int H>
-inline void sum_narrow_values(const Attention& a, const Heads<H>& heads) {
+// The queries are those of one row. Models with such heads are too small for prefetching to matter.
+template <typename Kv, int Q>
+inline void sum_narrow_values(const Attention& a, const Queries<Q>& queries) {
     constexpr int kHalf = kLanes / 2;
-    Vec chains[H][2];
+    Vec chains[Q][2];
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) chains[h][0] = chains[h][1] = zero();
-    for (int first = 0; first < a.n_tokens; first += kBlockTokens) {
+    for (int i = 0; i < Q; ++i) chains[i][0] = chains[i][1] = zero();
+    for (int first = 0; first < queries.n_tokens[0]; first += kBlockTokens) {
         const typename Kv::Element* values =
             kv_elements<Kv>(kv_block(a, a.v_base, first / kBlockTokens));
-        const int left = a.n_tokens - first;
+        const int left = queries.n_tokens[0] - first;
 #pragma GCC unroll 8
         for (int t = 0; t < kBlockTokens; t += 2) {
             if (t >= left) break;
             const Vec pair = Kv::load_16(values + t * kHalf);
 #pragma GCC unroll 4
-            for (int h = 0; h < H; ++h) {
-                Vec& chain = chains[h][t / 2 % 2];
-                const Vec sum = fma(set_halves(heads.scores[h] + first + t), pair, chain);
+            for (int i = 0; i < Q; ++i) {
+                Vec& chain = chains[i][t / 2 % 2];
+                const Vec sum = fma(set_halves(queries.scores[i] + first + t), pair, chain);
                 // The last token's partner is skipped as in add_values().
                 chain = t + 1 == left ? low_lanes(sum, kHalf, chain) : sum;
             }
         }
     }
 #pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) {
-        const Vec low = add(chains[h][0], swap_halves(chains[h][0]));
-        const Vec high = add(chains[h][1], swap_halves(chains[h][1]));
-        store_part(heads.out[h], 0, a.head_size, mul(add(low, high), set1(heads.scale[h])));
+    for (int i = 0; i < Q; ++i) {
+        const Vec low = add(chains[i][0], swap_halves(chains[i][0]));
+        const Vec high = add(chains[i][1], swap_halves(chains[i][1]));
+        store_part(queries.out[i], 0, a.head_size, mul(add(low, high), set1(queries.scale[i])));
     }
 }
 
-static_assert(kQueryHeads <= kHeadsAtOnce && kValuePanels >= kQueryHeads);
+static_assert(kQueries <= kQueriesAtOnce && kValuePanels >= kQueries);
 
-// All P at a time, then what is left one by one.
-template <typename Kv, bool Ahead, int H, int P>
-inline void sum_all_values(const Attention& a, const Heads<H>& heads) {
+template <typename Kv, bool Ahead, int Q>
+inline void attend_together(const Attention& a, int row, int head) {
+    Queries<Q> queries(a, row, head);
+    const int blocks = n_blocks(a);
+    int block = 0;
+    for (; block + 4 <= blocks; block += 4) score_blocks<Kv, Ahead, Q, 4>(a, queries, block);
+    score_last_blocks<Kv, Ahead, Q, 3>(a, queries, block, blocks - block);
+#pragma GCC unroll 4
+    for (int i = 0; i < Q; ++i) {
+        queries.scale[i] = 1.0f / exp_and_sum(queries.scores[i], queries.n_tokens[i]);
+    }
+    if (narrow_values(a.head_size)) return sum_narrow_values<Kv, Q>(a, queries);
+    constexpr int kPanels = kValuePanels / Q;  // at a time, then what is left one by one
     const int panels = padded(a.head_size) / kLanes;
     int panel = 0;
-    for (; panel + P <= panels; panel += P) sum_values<Kv, Ahead, H, P>(a, heads, panel);
-    for (; panel < panels; ++panel) sum_values<Kv, Ahead, H, 1>(a, heads, panel);
+    for (; panel + kPanels <= panels; panel += kPanels) {
+        sum_values<Kv, Ahead, Q, kPanels>(a, queries, panel);
+    }
+    for (; panel < panels; ++panel) sum_values<Kv, Ahead, Q, 1>(a, queries, panel);
 }
 
-template <typename Kv, bool Ahead, int H>
-inline void attend_heads(const Attention& a, int head) {
-    Heads<H> heads(a, head);
-    const int blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
-    constexpr int kBlocks = 4 / H;
-    int block = 0;
-    for (; block + kBlocks <= blocks; block += kBlocks) {
-        score_blocks<Kv, Ahead, H, kBlocks>(a, heads, block);
+template <typename Kv>
+struct FloatAttention {
+    template <bool Ahead, int Q>
+    static inline void run(const Attention& a, int row, int head) {
+        attend_together<Kv, Ahead, Q>(a, row, head);
     }
-    for (; block < blocks; ++block) score_blocks<Kv, Ahead, H, 1>(a, heads, block);
-#pragma GCC unroll 4
-    for (int h = 0; h < H; ++h) heads.scale[h] = 1.0f / exp_and_sum(heads.scores[h], a.n_tokens);
-    if (narrow_values(a.head_size)) return sum_narrow_values<Kv, H>(a, heads);
-    sum_all_values<Kv, Ahead, H, kValuePanels / H>(a, heads);
-}
+};
 
-template <typename Kv, int H>
-inline void attend_heads(const Attention& a, int head) {
-    // The first to come asks for what comes next.
-    if (head == 0 && a.next_blocks > 0) {
-        attend_heads<Kv, true, H>(a, head);
-    } else {
-        attend_heads<Kv, false, H>(a, head);
+// Queries row * n_heads + head from `first` on until `end`, up to Q at a time.
+template <typename Kind, int Q>
+inline void attend_in_groups(const Attention& a, int first, int end) {
+    for (; first + Q <= end; first += Q) {
+        const int row = first / a.n_heads, head = first % a.n_heads;
+        // The first to come asks for what comes next.
+        if (first == 0 && a.next_blocks > 0) {
+            Kind::template run<true, Q>(a, row, head);
+        } else {
+            Kind::template run<false, Q>(a, row, head);
+        }
     }
+    if constexpr (Q > 1) attend_in_groups<Kind, Q / 2>(a, first, end);
 }
 
 template <typename Kv>
 void attend(const Attention& a) {
-    int head = 0;
-    for (; head + kQueryHeads <= a.n_heads; head += kQueryHeads) {
-        attend_heads<Kv, kQueryHeads>(a, head);
+    const int rows_at_once = narrow_values(a.head_size) ? 1 : a.n_rows;
+    for (int row = 0; row < a.n_rows; row += rows_at_once) {
+        const int first = row * a.n_heads;
+        attend_in_groups<FloatAttention<Kv>, kQueries>(a, first, first + rows_at_once * a.n_heads);
     }
-    for (; head < a.n_heads; ++head) attend_heads<Kv, 1>(a, head);
 }

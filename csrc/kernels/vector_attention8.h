@@ -37,127 +37,188 @@ inline const uint8_t* kv_bytes(const char* block) {
     return reinterpret_cast<const uint8_t*>(block);
 }
 
+// The queries of Queries in int8.
+template <int Q>
+struct Queries8 {
+    Queries8(const Attention& a, const Queries<Q>& queries) {
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) {
+            q[i] = a.q8 + i * padded(a.head_size);
+            const Step step = step_for(queries.q[i], a.head_size);
+            Ints total = set1_int(0);
+            for (int d = 0; d < a.head_size; d += kLanes) {
+                const Ints part = round_part(queries.q[i], d, a.head_size, step, q[i] + d);
+                total = add_int(total, part);
+            }
+            size[i] = a.scale * step.size;
+            sum[i] = sum_int(total);
+        }
+    }
+    int8_t* q[Q];
+    int sum[Q];
+    float size[Q];  // of a step, times the scale of attention
+};
+
 // Scores of B blocks of 16 keys.
-template <bool Ahead, int B>
-inline void score_blocks8(const Attention& a, int block, float q_step, int q_sum) {
+template <bool Ahead, int Q, int B>
+inline void score_blocks8(const Attention& a, const Queries<Q>& queries, const Queries8<Q>& rounded,
+                          int block) {
     const uint8_t *keys[B], *ahead[B];
-    Ints dots[B];
+    Ints dots[Q][B];
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
         keys[b] = kv_bytes(kv_block(a, a.k_base, block + b));
         if constexpr (Ahead) ahead[b] = kv_bytes(kv_block_ahead(a, a.k_next, block + b));
-        dots[b] = set1_int(-kBias8 * q_sum);
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) dots[i][b] = set1_int(-kBias8 * rounded.sum[i]);
     }
-    for (int i = 0; i < quads(a.head_size); ++i) {
-        const Quad quad = set1_quad(a.q8 + 4 * i);
+    for (int d = 0; d < a.head_size; d += 4) {
+        Quad parts[Q];
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) parts[i] = set1_quad(rounded.q[i] + d);
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
-            dots[b] = dot(dots[b], load_bytes(keys[b] + i * kLine), quad);
-            if constexpr (Ahead) __builtin_prefetch(ahead[b] + i * kLine, 0, 2);
+            const Bytes key = load_bytes(keys[b] + d * kBlockTokens);
+            if constexpr (Ahead) __builtin_prefetch(ahead[b] + d * kBlockTokens, 0, 2);
+#pragma GCC unroll 4
+            for (int i = 0; i < Q; ++i) dots[i][b] = dot(dots[i][b], key, parts[i]);
         }
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
         if constexpr (Ahead) __builtin_prefetch(ahead[b] + key8_elements(a.head_size), 0, 2);
         const Vec key_steps = load(kv_scales(keys[b], key8_elements(a.head_size)));
-        store(a.scores + (block + b) * kBlockTokens,
-              mul(to_float(dots[b]), mul(set1(q_step), key_steps)));
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) {
+            store(queries.scores[i] + (block + b) * kBlockTokens,
+                  mul(to_float(dots[i][b]), mul(set1(rounded.size[i]), key_steps)));
+        }
     }
 }
 
-// A block's 16 weights in int8; they take the place of its scores.
+// Up to B blocks at once.
+template <bool Ahead, int Q, int B>
+inline void score_last_blocks8(const Attention& a, const Queries<Q>& queries,
+                               const Queries8<Q>& rounded, int block, int left) {
+    if constexpr (B > 0) {
+        if (left == B) {
+            score_blocks8<Ahead, Q, B>(a, queries, rounded, block);
+        } else {
+            score_last_blocks8<Ahead, Q, B - 1>(a, queries, rounded, block, left);
+        }
+    }
+}
+
+// A block's 16 weights of a query in int8, their sum, and the size of their steps. They take the
+// place of its scores.
 struct BlockWeights {
     int8_t q[kBlockTokens];
     int32_t sum;
     float step;
 };
 
-inline BlockWeights round_weights(const Attention& a, int block) {
-    const uint8_t* values = kv_bytes(kv_block(a, a.v_base, block));
-    const int count = a.n_tokens - block * kBlockTokens;
-    Vec weights = mul(load(a.scores + block * kBlockTokens),
-                      load(kv_scales(values, value8_elements(a.head_size))));
+// `count`: the block's tokens that the query attends to.
+inline void round_weights(const Attention& a, const uint8_t* values, int count, float* scores) {
+    Vec weights = mul(load(scores), load(kv_scales(values, value8_elements(a.head_size))));
     // Past the end there may be anything for a scale.
     if (count < kBlockTokens) weights = low_lanes(weights, count, zero());
     const Step step = step_for(max(weights, zero()), mul(weights, zero()));
     BlockWeights rounded;
     rounded.sum = sum_int(round_to_bytes(mul(weights, set1(step.inverse)), rounded.q));
     rounded.step = step.size;
-    return rounded;
+    __builtin_memcpy(scores, &rounded, sizeof rounded);
 }
 
 // P panels of 16 output dimensions from panel `first` on.
-template <bool Ahead, int P>
-inline void sum_values8(const Attention& a, int blocks, int first, float scale) {
-    const int offset = first * kBlockTokens * kLanes;
-    Vec sums[P];
+template <bool Ahead, int Q, int P>
+inline void sum_values8(const Attention& a, const Queries<Q>& queries, int first) {
+    const int offset = first * kBlockTokens * kLanes, blocks = n_blocks(a);
+    Vec sums[Q][P];
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) sums[p] = zero();
+    for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) sums[i][p] = zero();
+    }
     for (int b = 0; b < blocks; ++b) {
         const uint8_t* values = kv_bytes(kv_block(a, a.v_base, b)) + offset;
         const uint8_t* ahead = values;
         if constexpr (Ahead) ahead = kv_bytes(kv_block_ahead(a, a.v_next, b)) + offset;
         if constexpr (Ahead)
             __builtin_prefetch(ahead - offset + value8_elements(a.head_size), 0, 2);
-        BlockWeights weights;
-        __builtin_memcpy(&weights, a.scores + b * kBlockTokens, sizeof weights);
-        Ints dots[P];
+        BlockWeights weights[Q];
+        Ints dots[Q][P];
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) dots[p] = set1_int(-kBias8 * weights.sum);
+        for (int i = 0; i < Q; ++i) {
+            __builtin_memcpy(&weights[i], queries.scores[i] + b * kBlockTokens, sizeof weights[i]);
 #pragma GCC unroll 4
-        for (int i = 0; i < kBlockTokens / 4; ++i) {
-            const Quad quad = set1_quad(weights.q + 4 * i);
+            for (int p = 0; p < P; ++p) dots[i][p] = set1_int(-kBias8 * weights[i].sum);
+        }
+#pragma GCC unroll 4
+        for (int t = 0; t < kBlockTokens; t += 4) {
+            Quad parts[Q];
+#pragma GCC unroll 4
+            for (int i = 0; i < Q; ++i) parts[i] = set1_quad(weights[i].q + t);
 #pragma GCC unroll 4
             for (int p = 0; p < P; ++p) {
-                const int place = (p * kBlockTokens / 4 + i) * kLine;
-                dots[p] = dot(dots[p], load_bytes(values + place), quad);
+                const int place = (p * kBlockTokens + t) * kLanes;
+                const Bytes value = load_bytes(values + place);
                 if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, 2);
+#pragma GCC unroll 4
+                for (int i = 0; i < Q; ++i) dots[i][p] = dot(dots[i][p], value, parts[i]);
             }
         }
 #pragma GCC unroll 4
-        for (int p = 0; p < P; ++p) sums[p] = fma(to_float(dots[p]), set1(weights.step), sums[p]);
+        for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 4
+            for (int p = 0; p < P; ++p) {
+                sums[i][p] = fma(to_float(dots[i][p]), set1(weights[i].step), sums[i][p]);
+            }
+        }
     }
 #pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-        store_part(a.out, (first + p) * kLanes, a.head_size, mul(sums[p], set1(scale)));
+    for (int i = 0; i < Q; ++i) {
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+            store_part(queries.out[i], (first + p) * kLanes, a.head_size,
+                       mul(sums[i][p], set1(queries.scale[i])));
+        }
     }
 }
 
-template <bool Ahead>
-inline void attend_once8(const Attention& a) {
-    const Step step = step_for(a.q, a.head_size);
-    Ints total = set1_int(0);
-    for (int d = 0; d < a.head_size; d += kLanes) {
-        total = add_int(total, round_part(a.q, d, a.head_size, step, a.q8 + d));
+struct Int8Attention {
+    template <bool Ahead, int Q>
+    static inline void run(const Attention& a, int row, int head) {
+        Queries<Q> queries(a, row, head);
+        const Queries8<Q> rounded(a, queries);
+        const int blocks = n_blocks(a);
+        int block = 0;
+        for (; block + 4 <= blocks; block += 4) {
+            score_blocks8<Ahead, Q, 4>(a, queries, rounded, block);
+        }
+        score_last_blocks8<Ahead, Q, 3>(a, queries, rounded, block, blocks - block);
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) {
+            queries.scale[i] = 1.0f / exp_and_sum(queries.scores[i], queries.n_tokens[i]);
+        }
+        for (int b = 0; b < blocks; ++b) {
+            const uint8_t* values = kv_bytes(kv_block(a, a.v_base, b));
+#pragma GCC unroll 4
+            for (int i = 0; i < Q; ++i) {
+                round_weights(a, values, queries.n_tokens[i] - b * kBlockTokens,
+                              queries.scores[i] + b * kBlockTokens);
+            }
+        }
+        // Integer sums and float sums: half as many as the chains of floats.
+        constexpr int kPanels = Q > 1 ? 2 * kValuePanels / Q : kValuePanels;
+        const int panels = padded(a.head_size) / kLanes;
+        int panel = 0;
+        for (; panel + kPanels <= panels; panel += kPanels) {
+            sum_values8<Ahead, Q, kPanels>(a, queries, panel);
+        }
+        for (; panel < panels; ++panel) sum_values8<Ahead, Q, 1>(a, queries, panel);
     }
-    const float q_step = a.scale * step.size;
-    const int q_sum = sum_int(total);
-    const int blocks = (a.n_tokens + kBlockTokens - 1) / kBlockTokens;
-    int block = 0;
-    for (; block + 4 <= blocks; block += 4) score_blocks8<Ahead, 4>(a, block, q_step, q_sum);
-    for (; block < blocks; ++block) score_blocks8<Ahead, 1>(a, block, q_step, q_sum);
-    const float scale = 1.0f / exp_and_sum(a.scores, a.n_tokens);
-    for (int b = 0; b < blocks; ++b) {
-        const BlockWeights weights = round_weights(a, b);
-        __builtin_memcpy(a.scores + b * kBlockTokens, &weights, sizeof weights);
-    }
-    const int panels = padded(a.head_size) / kLanes;
-    int panel = 0;
-    for (; panel + kValuePanels <= panels; panel += kValuePanels) {
-        sum_values8<Ahead, kValuePanels>(a, blocks, panel, scale);
-    }
-    for (; panel < panels; ++panel) sum_values8<Ahead, 1>(a, blocks, panel, scale);
-}
+};
 
 void attend8(const Attention& a) {
-    Attention one = a;
-    for (int head = 0; head < a.n_heads; ++head) {
-        if (head == 0 && a.next_blocks > 0) {
-            attend_once8<true>(one);
-        } else {
-            attend_once8<false>(one);
-        }
-        one.q += a.head_size;
-        one.out += a.head_size;
-    }
+    attend_in_groups<Int8Attention, kQueries>(a, 0, a.n_rows * a.n_heads);
 }

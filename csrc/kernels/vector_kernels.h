@@ -30,7 +30,7 @@
 //                            returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
 // float weights, kRowPanelsQ, kTileRowsQ, kTileRowsQG (with scales for each group) for int8,
-// kTilePanelsQ4, kTileRowsQ4 for int4, kValuePanels and kQueryHeads (up to kHeadsAtOnce) in
+// kTilePanelsQ4, kTileRowsQ4 for int4, kValuePanels and kQueries (up to kQueriesAtOnce) in
 // attention.
 
 Vec exp_vec(Vec x) {

@@ -316,6 +316,7 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
                                                : random.between(2, 128);
     const int n_heads = random.between(1, 5);
     const int n_tokens = random.between(1, random.chance(0.1) ? 200 : 60);
+    const int n_rows = random.between(1, (n_tokens - 1) % kBlockTokens + 1);
     const int n_blocks = (n_tokens + kBlockTokens - 1) / kBlockTokens + random.between(0, 3);
     const size_t key_bytes = kv_key_bytes(kv, head_size);
     const size_t stride = key_bytes + kv_value_bytes(kv, head_size) + 64 * random.between(0, 2);
@@ -338,11 +339,16 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
         table.store_key[type](k.data(), head_size, t % kBlockTokens, block);
         table.store_value[type](v.data(), head_size, t % kBlockTokens, block + key_bytes);
     }
-    const std::vector<float> q = vector(n_heads * head_size, 1.0f);
-    std::vector<float> scores(kHeadsAtOnce * padded(n_tokens)), out(n_heads * head_size + 1, 7.0f);
-    std::vector<int8_t> q8(padded(head_size));
+    const int q_stride = n_heads * head_size + random.between(0, 20);
+    const int out_stride = n_heads * head_size + random.between(0, 20);
+    const std::vector<float> q = vector(n_rows * q_stride, 1.0f);
+    std::vector<float> scores(kQueriesAtOnce * padded(n_tokens));
+    std::vector<float> out(n_rows * out_stride + 1, 7.0f);
+    std::vector<int8_t> q8(kQueriesAtOnce * padded(head_size));
     Attention a{};
     a.q = q.data();
+    a.q_stride = q_stride;
+    a.n_rows = n_rows;
     a.n_heads = n_heads;
     a.k_base = cache.data();
     a.v_base = cache.data() + key_bytes;
@@ -354,18 +360,19 @@ Outcome run_attention(const KernelTable& table, KvType kv, Random& random) {
     }
     a.block_stride = stride;
     a.block_table = block_table.data();
-    a.n_tokens = n_tokens;
+    a.n_tokens = n_tokens - n_rows + 1;
     a.head_size = head_size;
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size));
     a.scores = scores.data();
     a.q8 = q8.data();
     a.out = out.data();
+    a.out_stride = out_stride;
     table.attend[type](a);
-    if (broken) return {sizes({head_size, n_heads, n_tokens}), bytes(out)};
+    if (broken) return {sizes({head_size, n_heads, n_rows, n_tokens}), bytes(out)};
     for (const float x : out) CHECK(x == x, "NaN from an unused place");
     std::string keys;
     for (int b = 0; b < n_blocks; ++b) keys.append(cache.data() + b * stride, key_bytes);
-    return {sizes({head_size, n_heads, n_tokens}), keys + bytes(out)};
+    return {sizes({head_size, n_heads, n_rows, n_tokens}), keys + bytes(out)};
 }
 
 template <KvType kv>
@@ -424,7 +431,7 @@ void sums_keep_their_sign() {
             std::vector<char> cache(key_bytes + kv_value_bytes(KvType::kFloat32, head_size));
             const int32_t block_table[] = {0};
             const int n_tokens = 5;
-            std::vector<float> q(head_size), scores(kHeadsAtOnce * kLanes), out(head_size);
+            std::vector<float> q(head_size), scores(kQueriesAtOnce * kLanes), out(head_size);
             q[0] = 1.0f;
             for (int t = 0; t < n_tokens; ++t) {
                 std::vector<float> k(padded(head_size)), v(padded(head_size));
@@ -435,6 +442,7 @@ void sums_keep_their_sign() {
             }
             Attention a{};
             a.q = q.data();
+            a.n_rows = 1;
             a.n_heads = 1;
             a.k_base = cache.data();
             a.v_base = cache.data() + key_bytes;

@@ -63,10 +63,11 @@ void attention_is_right(int head_size) {
             scalar_kernels.store_value[type](v[t].data(), head_size, t % kBlockTokens,
                                              block + key_bytes);
         }
-        std::vector<float> scores(kHeadsAtOnce * padded(n_tokens)), out(n_heads * head_size);
+        std::vector<float> scores(kQueriesAtOnce * padded(n_tokens)), out(n_heads * head_size);
         std::vector<int8_t> q8(padded(head_size));
         Attention a{};
         a.q = q.data();
+        a.n_rows = 1;
         a.n_heads = n_heads;
         a.k_base = cache.data();
         a.v_base = cache.data() + key_bytes;

@@ -61,9 +61,9 @@ CpuTransformer::CpuTransformer(std::shared_ptr<const Weights> weights, KvType kv
         q_sums_ = Buffer<int32_t>(rows * q_groups_);
     }
     for (Buffer<float>& scores : scores_) {
-        scores = Buffer<float>(kHeadsAtOnce * static_cast<size_t>(padded(config().max_seq_len)));
+        scores = Buffer<float>(kQueriesAtOnce * static_cast<size_t>(padded(config().max_seq_len)));
     }
-    for (Buffer<int8_t>& q8 : q8_) q8 = Buffer<int8_t>(padded(head_size_));
+    for (Buffer<int8_t>& q8 : q8_) q8 = Buffer<int8_t>(kQueriesAtOnce * padded(head_size_));
     places_.reserve(max_rows);
 }
 
@@ -272,27 +272,49 @@ void CpuTransformer::attend(Team& team, int layer) {
     // With few rows every head by itself, so that all threads have something to do.
     const int n = whole_heads || rows >= 4 * team.size() ? n_heads_ / n_kv_heads_ : 1;
     const auto [begin, end] = team.share(n_heads_ / n * rows);
-    for (int item = begin; item < end; ++item) {
-        const int next = std::min(item + 1, end - 1);
-        if (whole_heads) store_key_and_value(layer, item / rows, item % rows);
-        if (is_last(layer) && places_[item % rows] < 0) continue;
-        attend(team, layer, {item / rows * n, n, item % rows}, {next / rows * n, n, next % rows});
+    for (int item = begin; item < end;) {
+        const int head = item / rows, row = item % rows;
+        const int n_rows = std::min(rows_together(layer, row), end - item);
+        for (int i = 0; whole_heads && i < n_rows; ++i) store_key_and_value(layer, head, row + i);
+        item += n_rows;
+        if (place(layer, row) < 0) continue;
+        const int next = std::min(item, end - 1);
+        attend(team, layer, {head * n, n, row, n_rows}, {next / rows * n, n, next % rows, 1});
     }
 }
 
-// Some heads of one row; `next` is what this thread will attend to after them.
-void CpuTransformer::attend(const Team& team, int layer, QueryHeads now, QueryHeads next) {
+// How many rows from this one on can be attended to together: one sequence's, in the same block of
+// the cache, either all kept or none.
+int CpuTransformer::rows_together(int layer, int row) const {
+    const Row* first = &batch_->rows[row];
+    const int most = std::min(static_cast<int>(batch_->rows.size()) - row,
+                              kBlockTokens - first->position % kBlockTokens);
+    int n = 1;
+    while (n < most && first[n].sequence == first->sequence &&
+           (place(layer, row + n) < 0) == (place(layer, row) < 0)) {
+        ++n;
+    }
+    return n;
+}
+
+// Some heads of some rows; `next` is what this thread will attend to after them.
+void CpuTransformer::attend(const Team& team, int layer, Queries now, Queries next) {
     const Row& row = batch_->rows[now.row];
     const Row& next_row = batch_->rows[next.row];
     const int heads_per_kv = n_heads_ / n_kv_heads_;
     const int kv_head = now.first / heads_per_kv, next_kv_head = next.first / heads_per_kv;
     float* q = qkv_rows_.data() + static_cast<size_t>(now.row) * qkv_ + now.first * head_size_;
-    for (int i = 0; i < now.n; ++i) {
-        kernels_.rope(q + i * head_size_, rotary_.cos(row.position), rotary_.sin(row.position),
-                      head_size_);
+    for (int r = 0; r < now.n_rows; ++r) {
+        const int position = row.position + r;
+        for (int i = 0; i < now.n; ++i) {
+            kernels_.rope(q + r * qkv_ + i * head_size_, rotary_.cos(position),
+                          rotary_.sin(position), head_size_);
+        }
     }
     Attention a{};
     a.q = q;
+    a.q_stride = qkv_;
+    a.n_rows = now.n_rows;
     a.n_heads = now.n;
     a.k_base = kv_.keys(layer, kv_head);
     a.v_base = kv_.values(layer, kv_head);
@@ -309,8 +331,9 @@ void CpuTransformer::attend(const Team& team, int layer, QueryHeads now, QueryHe
     a.scale = 1.0f / std::sqrt(static_cast<float>(head_size_));
     a.scores = scores_[team.rank()].data();
     a.q8 = q8_[team.rank()].data();
-    const size_t place = is_last(layer) ? places_[now.row] : now.row;
-    a.out = attended_.data() + place * dim_ + now.first * head_size_;
+    const size_t out_row = place(layer, now.row);
+    a.out = attended_.data() + out_row * dim_ + now.first * head_size_;
+    a.out_stride = dim_;
     kernels_.attend[static_cast<int>(kv_.type())](a);
 }
 

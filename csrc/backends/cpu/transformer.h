@@ -40,15 +40,18 @@ class CpuTransformer : public Backend {
     void classify(Team& team);
     bool is_last(int layer) const { return layer + 1 == config().n_layers; }
     int rows_kept(int layer) const;
+    // Where a row goes on once its layer's keys and values are stored, or -1.
+    int place(int layer, int row) const { return is_last(layer) ? places_[row] : row; }
     void keep_rows(std::pair<int, int> panels);
     void store_keys_and_values(Team& team, int layer);
     void store_key_and_value(int layer, int head, int r);
-    struct QueryHeads {  // heads [first, first + n) of a row, of one head of keys and values
+    struct Queries {  // heads [first, first + n), of one head of keys and values, of some rows
         int first, n;
-        int row;
+        int row, n_rows;
     };
     void attend(Team& team, int layer);
-    void attend(const Team& team, int layer, QueryHeads now, QueryHeads next);
+    int rows_together(int layer, int row) const;
+    void attend(const Team& team, int layer, Queries now, Queries next);
 
     // Rows [begin, end), to be prepared `copy` rows further on in the buffers.
     struct Share {
@@ -106,8 +109,8 @@ class CpuTransformer : public Backend {
     Buffer<float> q_scales_;             // [rows][groups of the matrix]
     Buffer<int32_t> q_sums_;             // [rows][groups of the matrix]
     RotaryTables rotary_;                // filled as far as positions were used
-    std::vector<Buffer<float>> scores_;  // per thread [kHeadsAtOnce][padded(max_seq_len)]
-    std::vector<Buffer<int8_t>> q8_;     // per thread [padded(head_size)]
+    std::vector<Buffer<float>> scores_;  // per thread [kQueriesAtOnce][padded(max_seq_len)]
+    std::vector<Buffer<int8_t>> q8_;     // per thread [kQueriesAtOnce][padded(head_size)]
 
     // The pass in progress.
     const Batch* batch_ = nullptr;
