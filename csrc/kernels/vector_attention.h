@@ -82,8 +82,13 @@ struct Queries {
             }
         }
     }
+    // Scores become weights, but for the scale.
+    inline void make_weights() {
+#pragma GCC unroll 4
+        for (int i = 0; i < Q; ++i) scale[i] = 1.0f / exp_and_sum(scores[i], n_tokens[i]);
+    }
     const float* q[Q];
-    float* scores[Q];  // later weights
+    float* scores[Q];
     float* out[Q];
     int n_tokens[Q];  // that each attends to, all ending in the same block
     float scale[Q];   // 1 / the sum of the weights
@@ -237,32 +242,24 @@ inline void sum_narrow_values(const Attention& a, const Queries<Q>& queries) {
 
 static_assert(kQueries <= kQueriesAtOnce && kValuePanels >= kQueries);
 
-template <typename Kv, bool Ahead, int Q>
-inline void attend_together(const Attention& a, int row, int head) {
-    Queries<Q> queries(a, row, head);
-    const int blocks = n_blocks(a);
-    int block = 0;
-    for (; block + 4 <= blocks; block += 4) score_blocks<Kv, Ahead, Q, 4>(a, queries, block);
-    score_last_blocks<Kv, Ahead, Q, 3>(a, queries, block, blocks - block);
-#pragma GCC unroll 4
-    for (int i = 0; i < Q; ++i) {
-        queries.scale[i] = 1.0f / exp_and_sum(queries.scores[i], queries.n_tokens[i]);
-    }
-    if (narrow_values(a.head_size)) return sum_narrow_values<Kv, Q>(a, queries);
-    constexpr int kPanels = kValuePanels / Q;  // at a time, then what is left one by one
-    const int panels = padded(a.head_size) / kLanes;
-    int panel = 0;
-    for (; panel + kPanels <= panels; panel += kPanels) {
-        sum_values<Kv, Ahead, Q, kPanels>(a, queries, panel);
-    }
-    for (; panel < panels; ++panel) sum_values<Kv, Ahead, Q, 1>(a, queries, panel);
-}
-
 template <typename Kv>
 struct FloatAttention {
     template <bool Ahead, int Q>
     static inline void run(const Attention& a, int row, int head) {
-        attend_together<Kv, Ahead, Q>(a, row, head);
+        Queries<Q> queries(a, row, head);
+        const int blocks = n_blocks(a);
+        int block = 0;
+        for (; block + 4 <= blocks; block += 4) score_blocks<Kv, Ahead, Q, 4>(a, queries, block);
+        score_last_blocks<Kv, Ahead, Q, 3>(a, queries, block, blocks - block);
+        queries.make_weights();
+        if (narrow_values(a.head_size)) return sum_narrow_values<Kv, Q>(a, queries);
+        constexpr int kPanels = kValuePanels / Q;  // at a time, then what is left one by one
+        const int panels = padded(a.head_size) / kLanes;
+        int panel = 0;
+        for (; panel + kPanels <= panels; panel += kPanels) {
+            sum_values<Kv, Ahead, Q, kPanels>(a, queries, panel);
+        }
+        for (; panel < panels; ++panel) sum_values<Kv, Ahead, Q, 1>(a, queries, panel);
     }
 };
 

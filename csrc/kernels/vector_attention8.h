@@ -196,10 +196,7 @@ struct Int8Attention {
             score_blocks8<Ahead, Q, 4>(a, queries, rounded, block);
         }
         score_last_blocks8<Ahead, Q, 3>(a, queries, rounded, block, blocks - block);
-#pragma GCC unroll 4
-        for (int i = 0; i < Q; ++i) {
-            queries.scale[i] = 1.0f / exp_and_sum(queries.scores[i], queries.n_tokens[i]);
-        }
+        queries.make_weights();
         for (int b = 0; b < blocks; ++b) {
             const uint8_t* values = kv_bytes(kv_block(a, a.v_base, b));
 #pragma GCC unroll 4
