@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import operator
+import os
 import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
+from pathlib import Path
 
 from pyllama2c import _core
-from pyllama2c.errors import ArgumentError
+from pyllama2c.errors import ArgumentError, Pyllama2cError
 from pyllama2c.sampling import SamplingOptions, SamplingParams
 
 Prompt = str | Sequence[int]
@@ -91,21 +94,45 @@ def as_ids(ids: Sequence[int]) -> list[int]:
     return result
 
 
+def as_path(name: str, value: object, error: type[Pyllama2cError] = ArgumentError) -> Path:
+    """A path that a file can have; whether there is one, who opens it will tell."""
+    if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
+        raise ArgumentError(f"{name} is {value!r:.80}, expected a path")
+    if not os.fspath(value):
+        raise error(f"{name} is empty, expected the name of a file or directory")
+    try:
+        os.lstat(value)
+    except ValueError as problem:  # a NUL character, half of a surrogate pair
+        raise error(f"{name} is {os.fspath(value)!r:.200}: {problem}") from None
+    except OSError as problem:
+        if problem.errno == errno.ENAMETOOLONG:
+            raise error(f"{name} is {os.fspath(value)!r:.200}: {problem.strerror}") from None
+    return Path(value)
+
+
+def _iterates(prompt: object) -> bool:
+    try:
+        iter(prompt)  # type: ignore[call-overload]
+    except TypeError:  # as of numpy's arrays without a dimension
+        return False
+    return True
+
+
 def as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
     """The prompts in a list, and whether there may be several."""
     if isinstance(prompt, str):
         return [prompt], False
-    if isinstance(prompt, (*_BYTES, dict)) or not hasattr(prompt, "__iter__"):
+    if isinstance(prompt, (*_BYTES, dict)) or not _iterates(prompt):
         raise ArgumentError(
             f"prompt is {prompt!r:.80}, expected text, token ids, or a list of those"
         )
-    items = list(prompt)
+    items = list(prompt)  # type: ignore[call-overload]
     # numpy's arrays have an __index__ too, for those of one element.
     strangers = [i for i in items if not hasattr(i, "__index__") or hasattr(i, "__len__")]
     if items and not strangers:
         return [items], False
     for item in strangers:
-        if not hasattr(item, "__iter__"):
+        if not _iterates(item):
             raise ArgumentError(f"prompt holds {item!r:.80}, expected text or token ids")
     if len(strangers) < len(items):
         raise ArgumentError(f"prompt is {prompt!r:.80}, expected either token ids or a list")
@@ -153,7 +180,7 @@ def merged_params(params: SamplingParams | None, options: Mapping[str, object]) 
 
 def as_one(name: str, prompt: object) -> Prompt:
     """A prompt that is no list of prompts."""
-    if isinstance(prompt, (*_BYTES, dict)) or not hasattr(prompt, "__iter__"):
+    if isinstance(prompt, (*_BYTES, dict)) or not _iterates(prompt):
         raise ArgumentError(f"{name} is {prompt!r:.80}, expected text or token ids")
     prompts, is_batch = as_prompts(prompt)
     if is_batch and prompts:

@@ -71,8 +71,6 @@ def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
     """
     if not isinstance(dtype, str):  # as numpy's and PyTorch's types are not
         raise ArgumentError(f"dtype is {dtype!r}, expected auto, float32, bfloat16, int8 or int4")
-    if "\0" in str(path):  # C++ would read the name up to there
-        raise CheckpointError(f"cannot open {str(path)!r}: a NUL character in its name")
     if path.is_file() and is_safetensors(path):
         return _load_packed(path, dtype, mmap, n_threads)
     if (kind := pickled_kind(path)) is not None:

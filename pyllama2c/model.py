@@ -19,6 +19,7 @@ from pyllama2c.arguments import (
     as_ids,
     as_one,
     as_params,
+    as_path,
     as_prompts,
     merged_params,
     parse_bytes,
@@ -26,7 +27,7 @@ from pyllama2c.arguments import (
     positive,
 )
 from pyllama2c.config import ModelConfig
-from pyllama2c.errors import ArgumentError, ClosedError, TokenizerError
+from pyllama2c.errors import ArgumentError, CheckpointError, ClosedError, TokenizerError
 from pyllama2c.generation import DEFAULT_BOS_ID, Generation
 from pyllama2c.loading import load_weights
 from pyllama2c.outputs import Chunk, Completion
@@ -102,7 +103,9 @@ class Model:
         prefill_chunk: int = 64,
         kv_memory: int | str | None = None,
     ) -> None:
-        self.path = DEFAULT_MODEL if path is None else Path(path)
+        self.path = DEFAULT_MODEL if path is None else as_path("path", path, CheckpointError)
+        if mmap is not None and not isinstance(mmap, bool):
+            raise ArgumentError(f"mmap is {mmap!r:.80}, expected True, False or None")
         self._n_threads = (
             _core.available_cpus() if n_threads is None else positive("n_threads", n_threads, 1024)
         )

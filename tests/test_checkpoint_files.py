@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from reference import forward
 
-from pyllama2c import CheckpointError, Model, ModelConfig
+from pyllama2c import ArgumentError, CheckpointError, Model, ModelConfig, TokenizerError
 from pyllama2c.checkpoint import open_checkpoint
 from pyllama2c.convert import llama2c
 
@@ -170,11 +170,27 @@ def test_what_is_no_file(tmp_path: Path) -> None:
         ("dangling.bin", "No such file"),
         ("missing.bin", "No such file"),
         ("folder", "neither config.json"),
-        ("empty.bin\0.bin", "NUL"),
+        ("empty.bin\0.bin", "null byte"),
     ):
         with pytest.raises(CheckpointError, match=message) as error:
             Model(tmp_path / name)
         assert name.split("\0")[0] in str(error.value)
+
+
+def test_what_is_no_path(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="path is empty"):
+        Model("")
+    with pytest.raises(CheckpointError, match=r"path is '\\ud800.bin': .* surrogates not allowed"):
+        Model("\ud800.bin")
+    with pytest.raises(CheckpointError, match=r"path is 'aaa.*: File name too long"):
+        Model(300 * "a")
+    with pytest.raises(TokenizerError, match="tokenizer is empty"):
+        Model(_write(tmp_path / "model.bin", 0), tokenizer="")
+    for path in (3, b"model.bin", ["model.bin"]):
+        with pytest.raises(ArgumentError, match=r"path is .*, expected a path"):
+            Model(path)  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="mmap is 'no', expected True, False or None"):
+        Model(mmap="no")  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

@@ -34,6 +34,8 @@ Cli = Callable[..., Any]
         (["run", "MODEL", "-x"], "No such option"),
         (["run", "MODEL", "MODEL"], "unexpected extra argument"),
         (["run", "/no/such/model.bin"], "/no/such/model.bin"),
+        (["run", ""], "The path is empty"),
+        (["convert", "MODEL", ""], "The path is empty"),
         (["info", "/dev/null"], "/dev/null"),
         (["dance"], "No such command"),
     ],

@@ -240,6 +240,16 @@ def test_a_device_is_not_replaced(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "fifo").is_fifo()
 
 
+def test_a_link_is_not_replaced(source: Path, tmp_path: Path) -> None:
+    """Neither the link, which the user may not know of, nor what others see by it."""
+    for name, leads_to in (("link.bin", source), ("dangling.bin", tmp_path / "nothing")):
+        link = tmp_path / name
+        link.symlink_to(leads_to)
+        with pytest.raises(ArgumentError, match=rf"{name} is a symbolic link: name the file"):
+            convert(source, link, to="v1", force=True)
+        assert link.is_symlink()
+
+
 def test_converting_in_place(source: Path, tmp_path: Path, model: Checkpoint) -> None:
     convert(source, source, to="v1", force=True)
     assert open_checkpoint(source).kind == "llama2.c v1"
@@ -276,6 +286,7 @@ def test_nothing_is_left_after_a_failure(
         ("model.bin", {"to": "v2", "group_size": 0}, "group_size is 0"),
         ("out", {"dtype": "int3"}, "dtype is 'int3'"),
         (".", {"to": "v1"}, "is a directory"),
+        (300 * "a", {}, "destination is .*: File name too long"),
         ("source/model.bin", {"to": "hf"}, "is a file"),
         ("source/model.bin/out", {}, r"destination is .*, but .*model\.bin is no directory"),
         ("model.bin", {"to": "v2", "group_size": "64"}, "group_size is '64'"),

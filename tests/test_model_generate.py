@@ -259,6 +259,8 @@ def test_one_token_vocabulary(tmp_path: Path) -> None:
         ([-1], {}, "-1"),
         ([2**40], {}, str(2**40)),
         (None, {}, "prompt is None"),
+        (np.array(3), {}, r"prompt is array\(3\)"),
+        ([np.array(3)], {}, r"prompt holds array\(3\)"),
         (b"Once", {}, "prompt is b'Once'"),
         (bytearray(b"Once"), {}, "prompt is bytearray"),
         (memoryview(b"Once"), {}, "prompt is <memory"),

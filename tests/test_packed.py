@@ -135,6 +135,23 @@ def test_weights_too_large_for_int4s_scales_are_refused(tmp_path: Path) -> None:
     Model(path, dtype="int8").close()
 
 
+def test_weights_too_large_for_bfloat16_are_refused(tmp_path: Path) -> None:
+    config = models.CONFIGS["multi-head"]
+    tensors = models.random_tensors(config)
+    weights = tensors["layers.0.feed_forward.w1.weight"]
+    too_large = np.float32(float.fromhex("0x1.ffp127"))  # half a step beyond the largest
+    weights[2, 1] = -np.nextafter(too_large, np.float32(0))
+    weights[2, 2] = np.inf  # which it does hold
+    Model(models.write_v0(tmp_path / "model.bin", config, tensors), dtype="bfloat16").close()
+    weights[2, 1] = -too_large
+    path = models.write_v0(tmp_path / "model.bin", config, tensors)
+    with pytest.raises(CheckpointError, match=r"feed_forward\.w1\.weight .* beyond 3\.39e38"):
+        Model(path, dtype="bfloat16")
+    with pytest.raises(CheckpointError, match=r"expected dtype float32"):
+        convert(path, tmp_path / "packed.safetensors", dtype="bfloat16")
+    Model(path).close()
+
+
 def test_without_a_tokenizer_the_one_beside_it_is_taken(tmp_path: Path, speaker: Path) -> None:
     alone = tmp_path / "alone.bin"
     alone.write_bytes(speaker.read_bytes())

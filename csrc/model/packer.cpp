@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cfloat>
+#include <cmath>
 #include <cstring>
 
 #include "base/buffer.h"
@@ -37,6 +38,16 @@ void Packer::interleave(const Matrix& to, const Tensor& a, const Tensor& b) {
 
 namespace {
 
+constexpr float kLargestBFloat16 = 0x1.FEp127f;
+
+// Whether a finite one would round to an infinity.
+bool rounds_up(const float* x, size_t n) {
+    constexpr float kTooLarge = 0x1.FFp127f;  // half a step beyond the largest
+    return std::any_of(x, x + n, [](float value) {
+        return std::abs(value) >= kTooLarge && std::abs(value) <= FLT_MAX;
+    });
+}
+
 // Whether none of the floats, wherever they stand, is beyond `most`, an infinity or a NaN.
 bool all_within(float most, const void* x, size_t n) {
     uint32_t limit, largest = 0;  // as integers, so that the compiler makes vectors of it
@@ -47,6 +58,18 @@ bool all_within(float most, const void* x, size_t n) {
         largest = std::max(largest, bits & 0x7FFFFFFFu);
     }
     return largest <= limit;
+}
+
+// Whether the packing can hold these numbers: integers no infinity or NaN, bfloat16 no finite
+// number that it would round to an infinity.
+bool can_hold(Packing packing, const float* x, size_t n) {
+    switch (packing) {
+        case Packing::kFloat32: return true;
+        case Packing::kBFloat16: return all_within(kLargestBFloat16, x, n) || !rounds_up(x, n);
+        case Packing::kInt8: return all_within(FLT_MAX, x, n);
+        case Packing::kInt4: return all_within(kLargestInt4, x, n);
+    }
+    return false;
 }
 
 }  // namespace
@@ -72,7 +95,7 @@ const Tensor* Packer::run(int n_threads) {
     return pack(panels_[first_bad], scratch[0].data(), table);
 }
 
-// rows: scratch [16][padded(k)]. Returns the first tensor that cannot become integers.
+// rows: scratch [16][padded(k)]. Returns the first tensor that its packing cannot hold.
 const Tensor* Packer::pack(const Panel& panel, float* rows, const KernelTable& kernels) {
     const Matrix& to = *panel.to;
     if (to.packing == Packing::kInt8 && to.group_scales) {
@@ -88,13 +111,12 @@ const Tensor* Packer::pack(const Panel& panel, float* rows, const KernelTable& k
         return nullptr;
     }
     const int stride = padded(to.k);
-    const float most = to.packing == Packing::kInt4 ? kLargestInt4 : FLT_MAX;
     for (int lane = 0; lane < kLanes; ++lane) {
         float* row = rows + static_cast<size_t>(lane) * stride;
         const auto& from = panel.rows[lane];
         if (from.tensor != nullptr) {
             from.tensor->read_row(from.row, row);
-            if (to.quantized() && !all_within(most, row, to.k)) return from.tensor;
+            if (!can_hold(to.packing, row, to.k)) return from.tensor;
         } else {
             std::fill_n(row, to.k, 0.0f);
         }

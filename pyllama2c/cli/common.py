@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,11 +15,28 @@ if TYPE_CHECKING:
     from pyllama2c.sampling import SamplingParams
     from pyllama2c.tokenizer import Tokenizer
 
-model_argument = click.argument("model", required=False, type=click.Path(path_type=Path))
+
+class _Path(click.Path):
+    """Not the current directory where a shell's variable is empty."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        if not os.fspath(value):
+            self.fail("The path is empty.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
+
+model_argument = click.argument("model", required=False, type=PATH)
 tokenizer_option = click.option(
     "-z",
     "--tokenizer",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="A .model, .bin (llama2.c) or tokenizer.json file.  [default: the one next to the model]",
 )
 threads_option = click.option(

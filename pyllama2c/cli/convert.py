@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from pyllama2c.cli.common import PATH
+
 
 @click.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source", type=PATH)
+@click.argument("destination", type=PATH)
 @click.option(
     "--to",
     type=click.Choice(["v0", "v1", "v2", "hf", "packed"]),
@@ -32,7 +34,7 @@ import click
 )
 @click.option(
     "--tokenizer",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="The model's tokenizer (.model, .bin or tokenizer.json).  [default: beside SOURCE]",
 )
 @click.option("--force", is_flag=True, help="Replace files that exist.")

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pyllama2c.cli.common import PATH
+
 if TYPE_CHECKING:
     from pyllama2c.data.prepare import Report
     from pyllama2c.data.readers import Story
 
 _BAR_WIDTH = 40
-_SOURCES = click.argument(
-    "sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCES..."
-)
+_SOURCES = click.argument("sources", nargs=-1, required=True, type=PATH, metavar="SOURCES...")
 _FIELD = click.option(
     "--field", help="Field that holds the text.  [default: story_zh, story or text]"
 )
@@ -35,7 +35,7 @@ def data() -> None:
 
 @data.command(context_settings={"show_default": True})
 @_SOURCES
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory.")
+@click.option("-o", "--out", type=PATH, required=True, help="Directory.")
 @_FIELD
 @click.option("--validation", default=0.01, help="Share of the stories to hold out.")
 @click.option("--seed", default=0, help="Another one holds out other stories.")
@@ -77,7 +77,7 @@ def _shown(report: Report) -> str:
 
 @data.command(context_settings={"show_default": True})
 @_SOURCES
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSONL file.")
+@click.option("-o", "--out", type=PATH, required=True, help="JSONL file.")
 @click.option(
     "--names",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -108,7 +108,7 @@ def augment(  # noqa: PLR0917 - click passes every option by name
 
 @data.command(context_settings={"show_default": True})
 @_SOURCES
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="JSONL file.")
+@click.option("-o", "--out", type=PATH, required=True, help="JSONL file.")
 @click.option("--copies", type=click.IntRange(min=1), default=1, help="Stories of each template.")
 @click.option("--seed", default=0, help="Another one makes other choices.")
 def expand(sources: tuple[Path, ...], out: Path, copies: int, seed: int) -> None:
@@ -130,12 +130,8 @@ def expand(sources: tuple[Path, ...], out: Path, copies: int, seed: int) -> None
 
 @data.command(context_settings={"show_default": True})
 @_SOURCES
-@click.option(
-    "-z", "--tokenizer", type=click.Path(path_type=Path), required=True, help="A tokenizer.model."
-)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Token file, NAME.npy."
-)
+@click.option("-z", "--tokenizer", type=PATH, required=True, help="A tokenizer.model.")
+@click.option("-o", "--out", type=PATH, required=True, help="Token file, NAME.npy.")
 @_FIELD
 @click.option(
     "-j", "--jobs", type=click.IntRange(min=1), help="Processes.  [default: one for each CPU]"

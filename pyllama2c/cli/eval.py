@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pyllama2c.cli.common import (
+    PATH,
     dtype_option,
     kv_dtype_option,
     open_model,
@@ -25,9 +26,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument(
-    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="[MODEL] TEXT"
-)
+@click.argument("paths", nargs=-1, required=True, type=PATH, metavar="[MODEL] TEXT")
 @tokenizer_option
 @dtype_option
 @kv_dtype_option

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from pyllama2c.cli.common import PATH
+
 
 @click.group()
 def tokenizer() -> None:
@@ -13,10 +15,8 @@ def tokenizer() -> None:
 
 
 @tokenizer.command(context_settings={"show_default": True})
-@click.argument(
-    "sources", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SOURCES..."
-)
-@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Directory.")
+@click.argument("sources", nargs=-1, required=True, type=PATH, metavar="SOURCES...")
+@click.option("-o", "--out", type=PATH, required=True, help="Directory.")
 @click.option("--vocab-size", default=3000, help="Number of pieces.")
 @click.option("--sample", default=800_000, help="Stories to train on, drawn at random.")
 @click.option(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from pyllama2c.cli.common import PATH
 from pyllama2c.errors import MissingExtraError
 
 
@@ -16,7 +17,7 @@ from pyllama2c.errors import MissingExtraError
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Directory of the run.  [default: runs/NAME of the config]",
 )
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint, if there is one.")

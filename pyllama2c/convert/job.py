@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama2c import _core
+from pyllama2c.arguments import as_path
 from pyllama2c.checkpoint import Checkpoint, packed
 from pyllama2c.checkpoint.dtypes import DTYPES
 from pyllama2c.checkpoint.huggingface import read_json
@@ -102,7 +103,7 @@ def convert(
             arguments do not go together, or files are in the way.
         MissingExtraError: reading the source takes torch.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = as_path("source", source), as_path("destination", destination)
     to = _target(destination, to, dtype)
     _check_target(destination, to, dtype, force)
     if type(group_size) is not int or group_size < 1:
@@ -160,6 +161,8 @@ def _check_target(destination: Path, to: str, dtype: str | None, force: bool) ->
             raise ArgumentError(f"{destination} is a directory; {TARGETS[to]} is one file")
         if destination.exists() and not destination.is_file():
             raise ArgumentError(f"{destination} is no regular file, which --force could replace")
+        if destination.is_symlink():
+            raise ArgumentError(f"{destination} is a symbolic link: name the file that it leads to")
     elif os.path.lexists(destination) and not destination.is_dir():
         raise ArgumentError(f"{destination} is a file; {TARGETS[to]} is a directory")
     for folder in destination.parents:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pyllama2c.arguments import as_utf8
+from pyllama2c.arguments import as_path, as_utf8
 from pyllama2c.errors import ArgumentError, TokenizerError
 from pyllama2c.tokenizer.model_proto import (
     ADD_DUMMY_PREFIX,
@@ -76,7 +76,7 @@ class Tokenizer:
 
         Raises TokenizerError if the file cannot be read or is none of them; names the field.
         """
-        path = Path(path)
+        path = as_path("tokenizer", path, TokenizerError)
         try:
             size = path.stat().st_size
             if size > MAX_FILE_SIZE:
