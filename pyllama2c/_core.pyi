@@ -300,7 +300,7 @@ class Engine:
     ) -> list[Progress]: ...
     def compute(self, at_least: typing.SupportsFloat | typing.SupportsIndex) -> list[int]:
         """
-        Ids of the announced requests that have news, after whole passes for so many seconds.
+        Ids of the announced requests that have news, after whole passes for so many seconds, or up to a request's first token or end.
         """
     def consistent(self) -> bool:
         """

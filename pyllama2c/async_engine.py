@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from pyllama2c.session_state import SessionState
     from pyllama2c.stats import EngineStats
 
-_LEAST_SECONDS = 0.002  # to compute before the event loop is told: passes of tiny models are short
+# To compute before the event loop is told of tokens in the middle of a text: its thread takes its
+# time from those that compute, and finds its code gone from their caches.
+_LEAST_SECONDS = 0.016
 
 
 class Stream:
@@ -142,8 +144,10 @@ def _cancel_with(stream: weakref.ref[Stream], reader: asyncio.Task[Any]) -> None
 class AsyncEngine:
     """An `Engine` for asyncio: texts are streamed to tasks, and computed in a thread of its own.
 
-    The event loop never waits for the model. All methods are for the loop's thread; one engine
-    serves one event loop at a time. `async with` closes it.
+    The event loop never waits for the model. It is told of a text's first token and its end at
+    once, and of what comes between every 16 milliseconds, or after every pass that takes longer.
+    All methods are for the loop's thread; one engine serves one event loop at a time. `async with`
+    closes it.
 
     Args:
         model: what writes. Its weights are shared; closing it closes the engine.

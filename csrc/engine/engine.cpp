@@ -98,7 +98,9 @@ void Engine::retire(const std::shared_ptr<Sequence>& sequence, FinishReason reas
 }
 
 void Engine::announce(Sequence& sequence) {
-    if (!sequence.options.announce || sequence.announced) return;
+    if (!sequence.options.announce) return;
+    if (sequence.text.size() <= 1 || sequence.finish != FinishReason::kNone) pressing_ = true;
+    if (sequence.announced) return;
     sequence.announced = true;
     announced_.push_back(sequence.id);
 }
@@ -154,8 +156,9 @@ void Engine::rest(Lock& lock, Clock::time_point deadline, const Interrupted& int
 
 std::vector<uint64_t> Engine::compute(Clock::time_point until, const Interrupted& interrupted) {
     Lock lock(mutex_);
+    pressing_ = false;
     while (compute_some(lock, kNever, interrupted) &&
-           (!scheduled_.empty() || Clock::now() < until)) {
+           (!scheduled_.empty() || (!pressing_ && Clock::now() < until))) {
     }
     return std::exchange(announced_, {});
 }

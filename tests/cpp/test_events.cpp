@@ -227,6 +227,24 @@ void nobody_starves() {
     }
 }
 
+// compute() has all the time of the world, but tells of beginnings and ends at once.
+void first_tokens_and_ends_are_told_at_once() {
+    MockEngine mock(64, 6, 2, 16);
+    Request request;
+    request.prompt = {3, 4};
+    request.params.max_tokens = 10;
+    const auto tell = [&](size_t n_tokens, FinishReason finish) {
+        const auto ids = mock.engine->compute(Clock::time_point::max(), no_interruption);
+        const auto news = mock.engine->collect(ids);
+        CHECK(news.size() == 1 && news[0].tokens.size() == n_tokens && news[0].finish == finish);
+    };
+    RequestOptions options;
+    options.announce = true;
+    mock.engine->submit(request.prompt, request.prompt.size(), request.params, 0, options);
+    tell(1, FinishReason::kNone);
+    tell(9, FinishReason::kLength);
+}
+
 // The low ones wait while high ones keep coming, and no longer.
 void low_priorities_wait_and_then_end() {
     MockEngine mock(64, 6, 2, 16);
@@ -250,6 +268,7 @@ void low_priorities_wait_and_then_end() {
 int main(int argc, char** argv) {
     any_events_in_any_order(argc > 1 ? std::atoi(argv[1]) : 100000);
     nobody_starves();
+    first_tokens_and_ends_are_told_at_once();
     low_priorities_wait_and_then_end();
     return check::finish("test_events");
 }
