@@ -118,13 +118,14 @@ def _iterates(prompt: object) -> bool:
     return True
 
 
-def as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
+def as_prompts(name: str, prompt: object) -> tuple[list[Prompt], bool]:
     """The prompts in a list, and whether there may be several."""
     if isinstance(prompt, str):
+        as_utf8(name, prompt)
         return [prompt], False
     if isinstance(prompt, (*_BYTES, dict)) or not _iterates(prompt):
         raise ArgumentError(
-            f"prompt is {prompt!r:.80}, expected text, token ids, or a list of those"
+            f"{name} is {prompt!r:.80}, expected text, token ids, or a list of those"
         )
     items = list(prompt)  # type: ignore[call-overload]
     # numpy's arrays have an __index__ too, for those of one element.
@@ -133,9 +134,11 @@ def as_prompts(prompt: object) -> tuple[list[Prompt], bool]:
         return [items], False
     for item in strangers:
         if not _iterates(item):
-            raise ArgumentError(f"prompt holds {item!r:.80}, expected text or token ids")
+            raise ArgumentError(f"{name} holds {item!r:.80}, expected text or token ids")
+        if isinstance(item, str):
+            as_utf8(name, item)
     if len(strangers) < len(items):
-        raise ArgumentError(f"prompt is {prompt!r:.80}, expected either token ids or a list")
+        raise ArgumentError(f"{name} is {prompt!r:.80}, expected either token ids or a list")
     return items, True
 
 
@@ -182,7 +185,7 @@ def as_one(name: str, prompt: object) -> Prompt:
     """A prompt that is no list of prompts."""
     if isinstance(prompt, (*_BYTES, dict)) or not _iterates(prompt):
         raise ArgumentError(f"{name} is {prompt!r:.80}, expected text or token ids")
-    prompts, is_batch = as_prompts(prompt)
+    prompts, is_batch = as_prompts(name, prompt)
     if is_batch and prompts:
         raise ArgumentError(f"{name} is a list of prompts, expected one text or list of ids")
     return [] if is_batch else prompts[0]

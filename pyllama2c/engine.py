@@ -210,10 +210,12 @@ class Engine:
         again by content: equal prefixes are the same, however they were made. `Prefix.extend`
         makes longer ones: world, persona, dialogue.
 
-        Raises ArgumentError and TokenizerError as `submit` does.
+        Raises ArgumentError and TokenizerError as `submit` does, ClosedError if the engine is
+        closed.
         """
         from pyllama2c.session import Prefix
 
+        self._live()
         return Prefix(self, self.model._encode(as_one("text", text)))
 
     def session(

@@ -216,7 +216,7 @@ class Model:
             TokenizerError: a text prompt for a model without a tokenizer.
             ClosedError: the model is closed.
         """
-        prompts, is_batch = as_prompts(prompt)
+        prompts, is_batch = as_prompts("prompt", prompt)
         requests = [
             self._prepare(one, sampling)
             for one, sampling in zip(

@@ -49,7 +49,7 @@ class Terms:
                 f'on_deadline is {self.on_deadline!r}, expected "sentence", a line to say instead, '
                 "or a function from text to text"
             )
-        if self.overflow not in ("stop", "slide"):
+        if not isinstance(self.overflow, str) or self.overflow not in ("stop", "slide"):
             raise ArgumentError(f'overflow is {self.overflow!r}, expected "stop" or "slide"')
 
     @property

@@ -38,8 +38,10 @@ class Prefix:
     def extend(self, text: Prompt) -> Prefix:
         """A longer prefix that shares this one's keys and values.
 
-        Raises ArgumentError and TokenizerError as `Engine.submit` does.
+        Raises ArgumentError and TokenizerError as `Engine.submit` does, ClosedError if the engine
+        is closed.
         """
+        self._engine._live()
         more = self._engine.model._encode(as_one("text", text), after=self.ids)
         return Prefix(self._engine, [*self.ids, *more])
 

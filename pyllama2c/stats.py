@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any
 
 from pyllama2c import _core
@@ -40,7 +41,7 @@ class Histogram:
 
         0.0 if nothing was measured. Raises ArgumentError unless `percent` is from 0 to 100.
         """
-        if not 0 <= percent <= 100:
+        if not isinstance(percent, Real) or not 0 <= percent <= 100:
             raise ArgumentError(f"percent is {percent!r}, expected 0 to 100")
         rank, seen = self.count * percent / 100, 0
         for n, edge in zip(self.counts, self.edges, strict=False):
@@ -50,7 +51,9 @@ class Histogram:
         return self.edges[-1] if self.count else 0.0
 
     def since(self, earlier: Histogram) -> Histogram:
-        """What was measured after `earlier`."""
+        """What was measured after `earlier`. Raises ArgumentError unless that is one, too."""
+        if not isinstance(earlier, Histogram):
+            raise ArgumentError(f"earlier is {earlier!r:.80}, expected a Histogram")
         return Histogram(tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True)))
 
 
@@ -106,7 +109,12 @@ class EngineStats:
         return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
     def since(self, earlier: EngineStats) -> EngineStats:
-        """What happened after `earlier`; the first five fields stay those of now."""
+        """What happened after `earlier`; the first five fields stay those of now.
+
+        Raises ArgumentError unless `earlier` is what an engine's ``stats()`` gave.
+        """
+        if not isinstance(earlier, EngineStats):
+            raise ArgumentError(f"earlier is {earlier!r:.80}, expected an EngineStats")
         changes: dict[str, Any] = {}
         for field in fields(self)[5:]:
             now, before = getattr(self, field.name), getattr(earlier, field.name)

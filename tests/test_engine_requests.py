@@ -7,7 +7,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +378,7 @@ def test_closing_ends_what_is_going_on(speaker: Path) -> None:
     model = Model(speaker)
     first, second = Engine(model), Engine(model)
     request = first.submit("Once")
+    prefix = second.prefix("Once")
     first.close()
     first.close()
     assert request.finish_reason == "cancelled"
@@ -392,6 +393,8 @@ def test_closing_ends_what_is_going_on(speaker: Path) -> None:
         second.stats,
         lambda: second.submit("x"),
         lambda: second.session("x"),
+        lambda: second.prefix("x"),
+        lambda: prefix.extend("x"),
     ):
         with pytest.raises(ClosedError, match="the model is closed"):
             call()
@@ -419,6 +422,7 @@ def test_a_step_may_be_closed_from_another_thread(speaker: Path) -> None:
         ({"deadline_ms": 10**400}, "deadline_ms is 1000"),
         ({"on_deadline": 5}, "on_deadline is 5"),
         ({"overflow": "wrap"}, "overflow is 'wrap'"),
+        ({"overflow": np.array(["stop", "slide"])}, "overflow is array"),
         ({"temperature": -1}, "temperature is -1"),
         ({"no_such_option": 1}, "no_such_option"),
         ({"stop_token_ids": [420]}, "stop_token_ids names token 420"),
@@ -428,6 +432,31 @@ def test_bad_arguments_are_named(model: Model, options: dict[str, object], messa
     engine = Engine(model)
     with pytest.raises(ArgumentError, match=message):
         engine.submit("Once", **options)  # type: ignore[arg-type]
+    helpers.expect_nothing_held(engine)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ([1, "a"], r"is \[1, 'a'\]"),
+        ("\ud800", "has a lone surrogate"),
+        (np.array(3), r"is array\(3\)"),
+        ([[1], [2]], "is a list of prompts"),
+    ],
+)
+def test_bad_prompts_are_named_as_the_caller_did(model: Model, bad: Any, message: str) -> None:
+    engine = Engine(model)
+    prefix, session = engine.prefix("Once"), engine.session()
+    calls: dict[str, Callable[[], object]] = {
+        "prompt": lambda: engine.submit(bad),
+        "text": lambda: engine.prefix(bad),
+        "text ": lambda: prefix.extend(bad),
+        " text": lambda: session.send(bad),
+        "prefix": lambda: engine.session(prefix=bad),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ArgumentError, match=f"^{name.strip()} {message}"):
+            call()
     helpers.expect_nothing_held(engine)
 
 

@@ -39,6 +39,8 @@ def test_requests_are_counted(speaker: Path) -> None:
         recent = engine.stats().since(stats)
         assert (recent.requests, recent.generated_tokens, recent.first_token.count) == (1, 5, 1)
         assert recent.blocks == stats.blocks
+        with pytest.raises(ArgumentError, match="earlier is 5, expected an EngineStats"):
+            stats.since(5)  # type: ignore[arg-type]
 
 
 def test_a_stop_string_finishes_a_request(speaker: Path) -> None:
@@ -58,6 +60,10 @@ def test_percentiles() -> None:
     assert histogram.percentile(76) == histogram.edges[-1]  # in the bucket without end
     with pytest.raises(ArgumentError, match="101"):
         histogram.percentile(101)
+    with pytest.raises(ArgumentError, match="percent is 'x'"):
+        histogram.percentile("x")  # type: ignore[arg-type]
+    with pytest.raises(ArgumentError, match="earlier is None, expected a Histogram"):
+        histogram.since(None)  # type: ignore[arg-type]
     assert repr(histogram) == "<Histogram of 4: p50 1.2e-05 s, p99 2e-05 s>"
 
 
