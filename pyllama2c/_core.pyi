@@ -300,7 +300,8 @@ class Engine:
     ) -> list[Progress]: ...
     def compute(self, at_least: typing.SupportsFloat | typing.SupportsIndex) -> list[int]:
         """
-        Ids of the announced requests that have news, after whole passes for so many seconds, or up to a request's first token or end.
+        Ids of the announced requests that have news, after whole passes for so many seconds,
+        or up to a first token or an end.
         """
     def consistent(self) -> bool:
         """

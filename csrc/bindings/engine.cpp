@@ -157,9 +157,9 @@ void register_engine(py::module_& m) {
                 return engine.compute(after(at_least), [] {});
             },
             py::arg("at_least"),
-            "Ids of the announced requests that have news, after whole passes for so many seconds, "
-            "or "
-            "up to a request's first token or end.")
+            "Ids of the announced requests that have news, after whole passes for so many "
+            "seconds,\n"
+            "or up to a first token or an end.")
         .def("collect", &Engine::collect, py::arg("ids"), py::call_guard<ReleaseGil>())
         .def("has_work", &Engine::has_work, py::call_guard<ReleaseGil>())
         .def("busy", &Engine::busy)
