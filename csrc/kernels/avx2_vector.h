@@ -146,6 +146,12 @@ inline Quad set1_quad(const int8_t* p) {
     __builtin_memcpy(&four, p, sizeof four);
     return _mm256_set1_epi32(four);
 }
+inline void store_fourth(Ints x, uint8_t* p, int i) {
+    alignas(32) int32_t lanes[16];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes), x.lo);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(lanes + 8), x.hi);
+    for (int lane = 0; lane < 16; ++lane) p[4 * lane + i] = static_cast<uint8_t>(lanes[lane]);
+}
 inline __m256i whole_half(__m256 x) {
     const __m256i number = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
     return _mm256_and_si256(_mm256_cvtps_epi32(x), number);

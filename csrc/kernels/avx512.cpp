@@ -113,6 +113,10 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtepi32_epi8(whole));
     return whole;
 }
+inline void store_fourth(Ints x, uint8_t* p, int i) {
+    const __m512i bytes = _mm512_sll_epi32(x, _mm_cvtsi32_si128(8 * i));
+    _mm512_mask_storeu_epi8(p, 0x1111111111111111u << i, bytes);
+}
 
 #include "kernels/vector_table.h"
 

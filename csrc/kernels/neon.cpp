@@ -201,6 +201,12 @@ inline Ints round_to_bytes(Vec x, int8_t* q) {
     vst1q_s8(q, vmovn_high_s16(vmovn_s16(low), high));
     return whole;
 }
+inline void store_fourth(Ints x, uint8_t* p, int i) {
+    int32_t lanes[16];
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) vst1q_s32(lanes + 4 * part, x.part[part]);
+    for (int lane = 0; lane < 16; ++lane) p[4 * lane + i] = static_cast<uint8_t>(lanes[lane]);
+}
 
 #include "kernels/vector_table.h"
 

@@ -24,12 +24,11 @@ void store_value8(const float* v, int head_size, int slot, char* values) {
     uint8_t* to = reinterpret_cast<uint8_t*>(values);
     const Step step = step_for(v, head_size);
     kv_scales(to, value8_elements(head_size))[slot] = step.size;
-    to += slot / 4 * kLine + slot % 4;
+    to += slot / 4 * kLine;
     for (int d = 0; d < head_size; d += kLanes) {
-        uint8_t part[kLanes];
-        round_part(v, d, head_size, step, reinterpret_cast<int8_t*>(part));
-        // Byte by byte: another thread may be storing the token next to this one.
-        for (int i = 0; i < kLanes; ++i) to[d * kBlockTokens + i * 4] = part[i] ^ 128;
+        int8_t part[kLanes];
+        const Ints whole = add_int(round_part(v, d, head_size, step, part), set1_int(128));
+        store_fourth(whole, to + d * kBlockTokens, slot % 4);
     }
 }
 

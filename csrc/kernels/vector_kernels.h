@@ -26,6 +26,8 @@
 //                            (load_bytes) or kBias4 (load_nibbles) too large
 //   `NibbleSums` are the sums of nibbles of one group: start_nibbles(start), dot(), and
 //   end_nibbles(sums, start) for the Ints
+//   store_fourth(x, p, i)    stores the lanes as bytes p[i], p[4 + i], ... and touches no other:
+//                            another thread may be storing those
 //   round_to_bytes(x, q)     stores the lanes as int8, rounded with ties to even, NaN as 0;
 //                            returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
