@@ -64,10 +64,12 @@ inline void store_tile(const Matmul& m, int panel, int row, const Vec (&sums)[R]
     }
 }
 
-constexpr size_t kLine = 64, kAhead = 64;  // bytes; lines
+constexpr size_t kLine = 64;
+constexpr int kL1 = 3, kL2 = 2;  // where __builtin_prefetch() is to bring it
 
 // Asks for the weights that come next while a tile is computed, a little with each line of its own:
 // the hardware's prefetchers start anew in each panel, and arithmetic should never wait for them.
+template <int Level>
 struct Prefetch {
     const char* from;  // what to ask for first, of the first panel
     size_t step;       // bytes further on with each line
@@ -80,7 +82,7 @@ struct Prefetch {
         const size_t offset = line * step;
         const char* at = offset < turn ? from + offset : next + (offset - turn);
 #pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) __builtin_prefetch(at + p * stride, 0, 2);
+        for (int p = 0; p < P; ++p) __builtin_prefetch(at + p * stride, 0, Level);
     }
     // Scales stand in a place of their own, too short a run for the hardware to notice.
     static inline void ask_scales(const void* at) { __builtin_prefetch(at, 0, 2); }
@@ -308,11 +310,11 @@ inline const char* weights_at(const Matmul& m, int panel) {
                             : static_cast<const char*>(m.w_next);
 }
 
-// The only tile of its panels: the same panels kAhead lines further on, and at their end the
-// beginning of the next ones.
+// The only tile of its panels: the same panels some lines further on, and at their end the
+// beginning of the next ones. All that is on its way takes a third of L1 or half.
 template <typename Tile, int P>
-inline Prefetch ahead_in_panels(const Matmul& m, int panel) {
-    const size_t stride = Tile::panel_bytes(m), start = kAhead * kLine;
+inline Prefetch<kL1> ahead_in_panels(const Matmul& m, int panel) {
+    const size_t stride = Tile::panel_bytes(m), start = (P > 4 ? 256 / P : 64) * kLine;
     const char *w = weights_at<Tile>(m, panel), *next = weights_at<Tile>(m, panel + P);
     if (start < stride) return {w + start, kLine, stride - start, next, stride};
     return {next, kLine, stride, next + stride, stride};
@@ -320,14 +322,14 @@ inline Prefetch ahead_in_panels(const Matmul& m, int panel) {
 
 // The first of several tiles: each asks for its part of the next panels.
 template <typename Tile, int P>
-inline Prefetch ahead_of_panels(const Matmul& m, int panel, int tiles) {
+inline Prefetch<kL2> ahead_of_panels(const Matmul& m, int panel, int tiles) {
     const size_t stride = Tile::panel_bytes(m);
     return {weights_at<Tile>(m, panel + P), (kLine + tiles - 1) / tiles, stride, nullptr, stride};
 }
 
 // A tile of up to R rows: finds their number at compile time.
-template <typename Tile, int P, int R>
-inline void run_tile(const Matmul& m, int panel, int row, int rows, const Prefetch& ahead) {
+template <typename Tile, int P, int R, typename Ahead>
+inline void run_tile(const Matmul& m, int panel, int row, int rows, const Ahead& ahead) {
     if constexpr (R > 0) {
         if (rows == R) {
             Tile::template run<P, R>(m, panel, row, ahead);
@@ -341,8 +343,10 @@ inline void run_tile(const Matmul& m, int panel, int row, int rows, const Prefet
 template <typename Tile, int P, int R>
 inline void all_rows(const Matmul& m, int panel) {
     const int tiles = (m.rows + R - 1) / R;
-    Prefetch ahead =
-        tiles == 1 ? ahead_in_panels<Tile, P>(m, panel) : ahead_of_panels<Tile, P>(m, panel, tiles);
+    if (tiles == 1) {
+        return run_tile<Tile, P, R>(m, panel, 0, m.rows, ahead_in_panels<Tile, P>(m, panel));
+    }
+    Prefetch<kL2> ahead = ahead_of_panels<Tile, P>(m, panel, tiles);
     const size_t lines = ahead.stride / kLine;
     for (int row = 0, left = tiles; left > 0; --left) {
         const int rows = (m.rows - row + left - 1) / left;
