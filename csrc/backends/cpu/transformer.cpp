@@ -193,7 +193,7 @@ int CpuTransformer::rows_kept(int layer) const {
     return static_cast<int>(is_last(layer) ? batch_->logit_rows.size() : batch_->rows.size());
 }
 
-// This thread's columns of the residual stream, those that it will add to.
+// Moves them together in the residual stream: this thread its columns, those that it will add to.
 void CpuTransformer::keep_rows(std::pair<int, int> panels) {
     const size_t first = static_cast<size_t>(panels.first) * kLanes;
     const size_t n = static_cast<size_t>(panels.second) * kLanes - first;
