@@ -263,26 +263,27 @@ struct FloatAttention {
     }
 };
 
-// Queries row * n_heads + head from `first` on until `end`, up to Q at a time.
+// `left` queries from that one on, up to Q at a time.
 template <typename Kind, int Q>
-inline void attend_in_groups(const Attention& a, int first, int end) {
-    for (; first + Q <= end; first += Q) {
-        const int row = first / a.n_heads, head = first % a.n_heads;
+inline void attend_in_groups(const Attention& a, int row, int head, int left) {
+    for (; left >= Q; left -= Q) {
         // The first to come asks for what comes next.
-        if (first == 0 && a.next_blocks > 0) {
+        if (row == 0 && head == 0 && a.next_blocks > 0) {
             Kind::template run<true, Q>(a, row, head);
         } else {
             Kind::template run<false, Q>(a, row, head);
         }
+        for (head += Q; head >= a.n_heads; head -= a.n_heads) ++row;
     }
-    if constexpr (Q > 1) attend_in_groups<Kind, Q / 2>(a, first, end);
+    if constexpr (Q > 1) attend_in_groups<Kind, Q / 2>(a, row, head, left);
 }
 
 template <typename Kv>
 void attend(const Attention& a) {
-    const int rows_at_once = narrow_values(a.head_size) ? 1 : a.n_rows;
-    for (int row = 0; row < a.n_rows; row += rows_at_once) {
-        const int first = row * a.n_heads;
-        attend_in_groups<FloatAttention<Kv>, kQueries>(a, first, first + rows_at_once * a.n_heads);
+    if (!narrow_values(a.head_size)) {
+        return attend_in_groups<FloatAttention<Kv>, kQueries>(a, 0, 0, a.n_rows * a.n_heads);
+    }
+    for (int row = 0; row < a.n_rows; ++row) {
+        attend_in_groups<FloatAttention<Kv>, kQueries>(a, row, 0, a.n_heads);
     }
 }

@@ -216,5 +216,5 @@ struct Int8Attention {
 };
 
 void attend8(const Attention& a) {
-    attend_in_groups<Int8Attention, kQueries>(a, 0, a.n_rows * a.n_heads);
+    attend_in_groups<Int8Attention, kQueries>(a, 0, 0, a.n_rows * a.n_heads);
 }
