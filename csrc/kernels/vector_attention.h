@@ -112,7 +112,7 @@ inline void score_blocks(const Attention& a, const Queries<Q>& queries, int bloc
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
             const Vec key = Kv::load_16(keys[b] + d * kLanes);
-            if constexpr (Ahead) __builtin_prefetch(ahead[b] + d * kLanes, 0, 2);
+            if constexpr (Ahead) __builtin_prefetch(ahead[b] + d * kLanes, 0, kL2);
 #pragma GCC unroll 4
             for (int i = 0; i < Q; ++i) dots[i][b] = fma(set1(queries.q[i][d]), key, dots[i][b]);
         }
@@ -154,7 +154,7 @@ inline void add_values(const typename Kv::Element* values, const typename Kv::El
             for (int p = 0; p < P; ++p) {
                 const int place = (p * kBlockTokens + t + c) * kLanes;
                 const Vec value = Kv::load_16(values + place);
-                if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, 2);
+                if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, kL2);
 #pragma GCC unroll 4
                 for (int i = 0; i < Q; ++i) {
                     if (!Whole && t + c >= counts[i]) continue;

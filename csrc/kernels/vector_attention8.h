@@ -78,14 +78,14 @@ inline void score_blocks8(const Attention& a, const Queries<Q>& queries, const Q
 #pragma GCC unroll 4
         for (int b = 0; b < B; ++b) {
             const Bytes key = load_bytes(keys[b] + d * kBlockTokens);
-            if constexpr (Ahead) __builtin_prefetch(ahead[b] + d * kBlockTokens, 0, 2);
+            if constexpr (Ahead) __builtin_prefetch(ahead[b] + d * kBlockTokens, 0, kL2);
 #pragma GCC unroll 4
             for (int i = 0; i < Q; ++i) dots[i][b] = dot(dots[i][b], key, parts[i]);
         }
     }
 #pragma GCC unroll 4
     for (int b = 0; b < B; ++b) {
-        if constexpr (Ahead) __builtin_prefetch(ahead[b] + key8_elements(a.head_size), 0, 2);
+        if constexpr (Ahead) __builtin_prefetch(ahead[b] + key8_elements(a.head_size), 0, kL2);
         const Vec key_steps = load(kv_scales(keys[b], key8_elements(a.head_size)));
 #pragma GCC unroll 4
         for (int i = 0; i < Q; ++i) {
@@ -143,7 +143,7 @@ inline void sum_values8(const Attention& a, const Queries<Q>& queries, int first
         const uint8_t* ahead = values;
         if constexpr (Ahead) ahead = kv_bytes(kv_block_ahead(a, a.v_next, b)) + offset;
         if constexpr (Ahead)
-            __builtin_prefetch(ahead - offset + value8_elements(a.head_size), 0, 2);
+            __builtin_prefetch(ahead - offset + value8_elements(a.head_size), 0, kL2);
         BlockWeights weights[Q];
         Ints dots[Q][P];
 #pragma GCC unroll 4
@@ -161,7 +161,7 @@ inline void sum_values8(const Attention& a, const Queries<Q>& queries, int first
             for (int p = 0; p < P; ++p) {
                 const int place = (p * kBlockTokens + t) * kLanes;
                 const Bytes value = load_bytes(values + place);
-                if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, 2);
+                if constexpr (Ahead) __builtin_prefetch(ahead + place, 0, kL2);
 #pragma GCC unroll 4
                 for (int i = 0; i < Q; ++i) dots[i][p] = dot(dots[i][p], value, parts[i]);
             }

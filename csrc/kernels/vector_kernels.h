@@ -85,7 +85,7 @@ struct Prefetch {
         for (int p = 0; p < P; ++p) __builtin_prefetch(at + p * stride, 0, Level);
     }
     // Scales stand in a place of their own, too short a run for the hardware to notice.
-    static inline void ask_scales(const void* at) { __builtin_prefetch(at, 0, 2); }
+    static inline void ask_scales(const void* at) { __builtin_prefetch(at, 0, kL2); }
 };
 
 // For weights that are near anyway.

@@ -204,7 +204,7 @@ void CpuTransformer::keep_rows(std::pair<int, int> panels) {
     }
 }
 
-// x += wo (attention(rope(q), rope(k), v)) with q, k, v = qkv (norm(x))
+// x += wo (attention(rope(q), rope(k), v)) with q, k, v = qkv (norm(x)); then x holds the kept rows
 void CpuTransformer::attention(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = static_cast<int>(batch_->rows.size()), kept = rows_kept(layer);
@@ -214,8 +214,9 @@ void CpuTransformer::attention(Team& team, int layer) {
     const auto multiply_panels = [&](std::pair<int, int> panels, const char* after) {
         multiply(panels, w.qkv, normed, rows, qkv_rows_.data(), qkv_, false, after);
     };
-    // Where heads are whole panels and every thread has as many of them, a thread makes the
-    // queries, keys and values of its own heads and attends without waiting for the others.
+    // Where heads are whole panels and every thread has as many of them, a thread (perhaps the only
+    // one) makes the queries, keys and values of its own heads and attends without waiting for the
+    // others; no queries where no row goes on.
     if (head_size_ % kLanes == 0 && n_kv_heads_ % team.size() == 0) {
         const int n = head_size_ / kLanes;  // panels of a head
         const auto [q, q_end] = team.share(n_heads_);
@@ -262,8 +263,9 @@ void CpuTransformer::store_key_and_value(int layer, int head, int r) {
 // Heads first, then rows: what sequences share of the keys and values of a head stays in the cache.
 void CpuTransformer::attend(Team& team, int layer) {
     const int rows = static_cast<int>(batch_->rows.size());
-    // Where a thread has whole heads of keys and values, each row's are stored just before it is
-    // attended to, when their block has been prefetched: a sequence's positions ascend (backend.h).
+    // Where a thread has whole heads of keys and values, those of rows that attend together are
+    // stored just before, when their block has been prefetched: a sequence's positions follow each
+    // other (backend.h), and no row looks at what is stored behind its own.
     const bool whole_heads = n_kv_heads_ % team.size() == 0;
     if (!whole_heads) {
         store_keys_and_values(team, layer);
