@@ -145,7 +145,8 @@ class AsyncEngine:
     """An `Engine` for asyncio: texts are streamed to tasks, and computed in a thread of its own.
 
     The event loop never waits for the model. It is told of a text's first token and its end at
-    once, and of what comes between every 16 milliseconds, or after every pass that takes longer.
+    once, and of what comes between every 16 milliseconds, after every pass that takes longer, and
+    when half of `max_unread` tokens have come.
     All methods are for the loop's thread; one engine serves one event loop at a time. `async with`
     closes it.
 

@@ -99,10 +99,16 @@ void Engine::retire(const std::shared_ptr<Sequence>& sequence, FinishReason reas
 
 void Engine::announce(Sequence& sequence) {
     if (!sequence.options.announce) return;
-    if (sequence.text.size() <= 1 || sequence.finish != FinishReason::kNone) pressing_ = true;
+    const size_t half = (sequence.options.max_unread + 1) / 2;
+    pressing_ |= sequence.finish != FinishReason::kNone || sequence.n_unread() == half;
     if (sequence.announced) return;
     sequence.announced = true;
     announced_.push_back(sequence.id);
+}
+
+std::vector<uint64_t> Engine::take_announced() {
+    pressing_ = false;
+    return std::exchange(announced_, {});
 }
 
 std::vector<Progress> Engine::fetch(const std::vector<uint64_t>& ids, bool until_finished) {
@@ -156,17 +162,16 @@ void Engine::rest(Lock& lock, Clock::time_point deadline, const Interrupted& int
 
 std::vector<uint64_t> Engine::compute(Clock::time_point until, const Interrupted& interrupted) {
     Lock lock(mutex_);
-    pressing_ = false;
     while (compute_some(lock, kNever, interrupted) &&
            (!scheduled_.empty() || (!pressing_ && Clock::now() < until))) {
     }
-    return std::exchange(announced_, {});
+    return take_announced();
 }
 
 std::vector<Progress> Engine::step(Clock::time_point deadline, const Interrupted& interrupted) {
     Lock lock(mutex_);
     compute_until(lock, deadline, interrupted);
-    return fetch(std::exchange(announced_, {}), false);
+    return fetch(take_announced(), false);
 }
 
 void Engine::compute_until(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted) {
@@ -288,7 +293,11 @@ void Engine::choose_tokens(Clock::time_point deadline) {
 void Engine::finish_pass() {
     const Clock::time_point now = Clock::now();
     layer_rows_ = batch_.rows.size();
-    layer_seconds_ = forward_seconds_ / (backend_->config().n_layers + 1);
+    // Only the rows with logits go through all of the last layer, and through the classifier.
+    const double n_rows = static_cast<double>(layer_rows_);
+    const double kept = static_cast<double>(batch_.logit_rows.size()) / n_rows;
+    const double n_layers = backend_->config().n_layers - 1 + 2 * kept;
+    layer_seconds_ = forward_seconds_ / std::max(n_layers, 1.0);
     stats_.busy_seconds += pass_seconds_;
     ++stats_.passes;
     size_t next_sampled = 0;
@@ -311,6 +320,7 @@ void Engine::accept(Sequence& s, int32_t token, Clock::time_point now) {
     ++stats_.generated_tokens;
     if (!s.talking) {
         s.talking = true;
+        pressing_ |= s.options.announce;
         s.first_token = now;
         stats_.first_token.add(seconds(s.submitted, now));
         stats_.prompt_tokens += s.n_start;

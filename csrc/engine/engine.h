@@ -75,8 +75,9 @@ class Engine {
     // on in the next call; at least one layer is computed unless the deadline is over. Without a
     // deadline (time_point::max) it is one whole pass.
     std::vector<Progress> step(Clock::time_point deadline, const Interrupted& interrupted);
-    // Computes whole passes, those that begin before `until` but at least one, and none after a
-    // request's first token or its end; returns which of those that are announced have news.
+    // Computes whole passes, those that begin before `until` but at least one, and none after the
+    // first token of an announced request, its end, or half of the tokens that its reader may be
+    // behind; returns which of the announced have news.
     std::vector<uint64_t> compute(Clock::time_point until, const Interrupted& interrupted);
     // The news of some requests, those that have any; computes nothing.
     std::vector<Progress> collect(const std::vector<uint64_t>& ids);
@@ -107,6 +108,7 @@ class Engine {
     void retire(const std::shared_ptr<Sequence>& sequence, FinishReason reason);
     bool end_overdue();
     void announce(Sequence& sequence);
+    std::vector<uint64_t> take_announced();
     std::vector<Progress> fetch(const std::vector<uint64_t>& ids, bool until_finished);
 
     std::unique_ptr<Backend> backend_;
@@ -119,7 +121,7 @@ class Engine {
     Scheduler scheduler_;
     std::unordered_map<uint64_t, std::shared_ptr<Sequence>> requests_;
     std::vector<uint64_t> announced_;
-    bool pressing_ = false;  // some of it is a first token or an end
+    bool pressing_ = false;  // some of it is to be told at once, see compute()
     Clock::time_point next_deadline_ = Clock::time_point::max();  // no request's is earlier
     uint64_t last_id_ = 0;
     EngineStats stats_;

@@ -243,6 +243,34 @@ void first_tokens_and_ends_are_told_at_once() {
     mock.engine->submit(request.prompt, request.prompt.size(), request.params, 0, options);
     tell(1, FinishReason::kNone);
     tell(9, FinishReason::kLength);
+    // One that goes on: its first token is its third. One that is at its end before it begins.
+    for (const int32_t token : mock.backend->expected(request.prompt, request.params)) {
+        if (request.prompt.size() < 4) request.prompt.push_back(token);
+    }
+    mock.engine->submit(request.prompt, 2, request.params, 0, options);
+    tell(1, FinishReason::kNone);
+    request.params.max_tokens = 2;
+    mock.engine->submit(request.prompt, 2, request.params, 0, options);
+    const auto ids = mock.engine->compute(Clock::time_point::max(), no_interruption);
+    CHECK(ids.size() == 2);
+    CHECK(mock.engine->collect(ids).size() == 2);
+}
+
+// Before a reader is so far behind that his text is set aside, he is told.
+void half_of_what_may_be_unread_is_told_at_once() {
+    MockEngine mock(64, 6, 2, 16);
+    RequestOptions options;
+    options.announce = true;
+    options.max_unread = 7;
+    Request request;
+    request.prompt = {3, 4};
+    request.params.max_tokens = 10;
+    mock.engine->submit(request.prompt, request.prompt.size(), request.params, 0, options);
+    for (const size_t n_tokens : {1, 4, 4, 1}) {
+        const auto ids = mock.engine->compute(Clock::time_point::max(), no_interruption);
+        const auto news = mock.engine->collect(ids);
+        CHECK(news.size() == 1 && news[0].tokens.size() == n_tokens);
+    }
 }
 
 // The low ones wait while high ones keep coming, and no longer.
@@ -269,6 +297,7 @@ int main(int argc, char** argv) {
     any_events_in_any_order(argc > 1 ? std::atoi(argv[1]) : 100000);
     nobody_starves();
     first_tokens_and_ends_are_told_at_once();
+    half_of_what_may_be_unread_is_told_at_once();
     low_priorities_wait_and_then_end();
     return check::finish("test_events");
 }
