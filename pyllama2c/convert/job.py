@@ -169,7 +169,7 @@ def _check_target(destination: Path, to: str, dtype: str | None, force: bool) ->
         if os.path.lexists(folder) and not folder.is_dir():
             raise ArgumentError(f"destination is {destination}, but {folder} is no directory")
     in_the_way = destination / "model.safetensors" if to == "hf" else destination
-    if in_the_way.exists() and not force:
+    if os.path.lexists(in_the_way) and not force:
         raise ArgumentError(f"{in_the_way} exists; use --force to replace it")
 
 

@@ -32,7 +32,7 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
         made = sorted(staging.iterdir())
         changed = [path for path in made if not _same(path, directory / path.name)]
         for path in changed:
-            if (directory / path.name).exists() and not force:
+            if os.path.lexists(directory / path.name) and not force:
                 raise ArgumentError(
                     f"{directory / path.name} exists and differs from what would be written; "
                     "choose another directory or use --force"
