@@ -301,7 +301,7 @@ class Engine:
     def compute(self, at_least: typing.SupportsFloat | typing.SupportsIndex) -> list[int]:
         """
         Ids of the announced requests that have news, after whole passes for so many seconds,
-        or up to a first token or an end.
+        or up to news that are to be told at once.
         """
     def consistent(self) -> bool:
         """

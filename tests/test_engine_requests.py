@@ -7,7 +7,7 @@ import signal
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -410,83 +410,6 @@ def test_a_step_may_be_closed_from_another_thread(speaker: Path) -> None:
         threading.Timer(0.05, engine.close).start()
         with pytest.raises(ClosedError):
             helpers.run(engine, 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"priority": 1.5}, "priority is 1.5"),
-        ({"priority": 2**31}, "priority is 2147483648"),
-        ({"deadline_ms": -1}, "deadline_ms is -1"),
-        ({"deadline_ms": float("nan")}, "deadline_ms is nan"),
-        ({"deadline_ms": 10**400}, "deadline_ms is 1000"),
-        ({"on_deadline": 5}, "on_deadline is 5"),
-        ({"overflow": "wrap"}, "overflow is 'wrap'"),
-        ({"overflow": np.array(["stop", "slide"])}, "overflow is array"),
-        ({"temperature": -1}, "temperature is -1"),
-        ({"no_such_option": 1}, "no_such_option"),
-        ({"stop_token_ids": [420]}, "stop_token_ids names token 420"),
-    ],
-)
-def test_bad_arguments_are_named(model: Model, options: dict[str, object], message: str) -> None:
-    engine = Engine(model)
-    with pytest.raises(ArgumentError, match=message):
-        engine.submit("Once", **options)  # type: ignore[arg-type]
-    helpers.expect_nothing_held(engine)
-
-
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [
-        ([1, "a"], r"is \[1, 'a'\]"),
-        ("\ud800", "has a lone surrogate"),
-        (np.array(3), r"is array\(3\)"),
-        ([[1], [2]], "is a list of prompts"),
-    ],
-)
-def test_bad_prompts_are_named_as_the_caller_did(model: Model, bad: Any, message: str) -> None:
-    engine = Engine(model)
-    prefix, session = engine.prefix("Once"), engine.session()
-    calls: dict[str, Callable[[], object]] = {
-        "prompt": lambda: engine.submit(bad),
-        "text": lambda: engine.prefix(bad),
-        "text ": lambda: prefix.extend(bad),
-        " text": lambda: session.send(bad),
-        "prefix": lambda: engine.session(prefix=bad),
-    }
-    for name, call in calls.items():
-        with pytest.raises(ArgumentError, match=f"^{name.strip()} {message}"):
-            call()
-    helpers.expect_nothing_held(engine)
-
-
-def test_bad_engines_and_prompts_are_refused(model: Model) -> None:
-    with pytest.raises(ArgumentError, match="model is 'x'"):
-        Engine("x")  # type: ignore[arg-type]
-    for options in (
-        {"max_sequences": 0},
-        {"prefill_chunk": 0},
-        {"max_waiting": -1},
-        {"kv_memory": "x"},
-        {"kv_dtype": []},
-        {"preallocate": "no"},
-    ):
-        with pytest.raises(ArgumentError, match=next(iter(options))):
-            Engine(model, **options)  # type: ignore[arg-type]
-    engine = Engine(model, kv_memory="0.001GB")
-    assert engine.stats().blocks == 1_000_000 // (_CONTEXT_BYTES // 6)
-    with pytest.raises(ArgumentError, match="text is 5"):
-        engine.prefix(5)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="prefix is 5"):
-        engine.session(prefix=5)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match=r"params is \{\}"):
-        engine.session().send("Once", {})  # type: ignore[arg-type]
-    for prompt in (["a", "b"], 5, [1, 420], []):
-        with pytest.raises(ArgumentError):
-            engine.submit(prompt)  # type: ignore[arg-type]
-    for budget in (-1, float("nan"), "4"):
-        with pytest.raises(ArgumentError, match="budget_ms"):
-            engine.step(budget)  # type: ignore[arg-type]
 
 
 def test_params_are_taken_as_model_takes_them(model: Model) -> None:

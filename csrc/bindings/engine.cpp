@@ -159,7 +159,7 @@ void register_engine(py::module_& m) {
             py::arg("at_least"),
             "Ids of the announced requests that have news, after whole passes for so many "
             "seconds,\n"
-            "or up to a first token or an end.")
+            "or up to news that are to be told at once.")
         .def("collect", &Engine::collect, py::arg("ids"), py::call_guard<ReleaseGil>())
         .def("has_work", &Engine::has_work, py::call_guard<ReleaseGil>())
         .def("busy", &Engine::busy)

@@ -311,7 +311,7 @@ inline const char* weights_at(const Matmul& m, int panel) {
 }
 
 // The only tile of its panels: the same panels some lines further on, and at their end the
-// beginning of the next ones. All that is on its way takes a third of L1 or half.
+// beginning of the next ones. What is on its way takes at most 16 KiB of L1.
 template <typename Tile, int P>
 inline Prefetch<kL1> ahead_in_panels(const Matmul& m, int panel) {
     const size_t stride = Tile::panel_bytes(m), start = (P > 4 ? 256 / P : 64) * kLine;

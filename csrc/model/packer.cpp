@@ -38,14 +38,15 @@ void Packer::interleave(const Matrix& to, const Tensor& a, const Tensor& b) {
 
 namespace {
 
-constexpr float kLargestBFloat16 = 0x1.FEp127f;
-
-// Whether a finite one would round to an infinity.
-bool rounds_up(const float* x, size_t n) {
+// Whether bfloat16 would make an infinity of a finite one.
+bool any_overflows(const float* x, size_t n) {
     constexpr float kTooLarge = 0x1.FFp127f;  // half a step beyond the largest
-    return std::any_of(x, x + n, [](float value) {
-        return std::abs(value) >= kTooLarge && std::abs(value) <= FLT_MAX;
-    });
+    int found = 0;  // without an early end the compiler makes vectors of it
+    for (size_t i = 0; i < n; ++i) {
+        found |= static_cast<int>(std::abs(x[i]) >= kTooLarge) &
+                 static_cast<int>(std::abs(x[i]) <= FLT_MAX);
+    }
+    return found != 0;
 }
 
 // Whether none of the floats, wherever they stand, is beyond `most`, an infinity or a NaN.
@@ -65,7 +66,7 @@ bool all_within(float most, const void* x, size_t n) {
 bool can_hold(Packing packing, const float* x, size_t n) {
     switch (packing) {
         case Packing::kFloat32: return true;
-        case Packing::kBFloat16: return all_within(kLargestBFloat16, x, n) || !rounds_up(x, n);
+        case Packing::kBFloat16: return !any_overflows(x, n);
         case Packing::kInt8: return all_within(FLT_MAX, x, n);
         case Packing::kInt4: return all_within(kLargestInt4, x, n);
     }
