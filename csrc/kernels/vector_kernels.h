@@ -64,6 +64,28 @@ inline void store_tile(const Matmul& m, int panel, int row, const Vec (&sums)[R]
     }
 }
 
+// R rows of activations, read column by column. One register reaches three rows: at its address, a
+// stride and two strides further on. With an offset for each row, which is what GCC makes of
+// x[r * stride + i], there are not enough registers, and most of them are loaded anew for each i.
+template <int R, typename T>
+struct Rows {
+    Rows(const T* x, size_t stride) : stride(stride) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kThirds; ++i) {
+            third[i] = x + 3 * i * stride;
+            asm("" : "+r"(third[i]));  // forget where that came from
+        }
+    }
+    inline const T* at(int r) const { return third[r / 3] + r % 3 * stride; }
+    inline void advance(int n) {
+#pragma GCC unroll 4
+        for (int i = 0; i < kThirds; ++i) third[i] += n;
+    }
+    static constexpr int kThirds = (R + 2) / 3;
+    const T* third[kThirds];
+    size_t stride;
+};
+
 constexpr size_t kLine = 64;
 constexpr int kL1 = 3, kL2 = 2;  // where __builtin_prefetch() is to bring it
 
@@ -80,7 +102,8 @@ struct Prefetch {
     template <int P>
     inline void ask(int line) const {
         const size_t offset = line * step;
-        const char* at = offset < turn ? from + offset : next + (offset - turn);
+        const char* at = from + offset;
+        if (Level == kL1 && offset >= turn) at = next + (offset - turn);
 #pragma GCC unroll 16
         for (int p = 0; p < P; ++p) __builtin_prefetch(at + p * stride, 0, Level);
     }
@@ -103,7 +126,7 @@ struct F32Tile {
     static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const size_t stride = static_cast<size_t>(m.k) * kLanes;
         const float* w = static_cast<const float*>(m.w) + panel * stride;
-        const float* x = m.x + row * m.x_stride;
+        Rows<R, float> x(m.x + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -117,10 +140,11 @@ struct F32Tile {
             ahead.template ask<P>(i);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
-                const Vec value = set1(x[r * m.x_stride + i]);
+                const Vec value = set1(*x.at(r));
 #pragma GCC unroll 16
                 for (int p = 0; p < P; ++p) sums[r][p] = fma(value, weights[p], sums[r][p]);
             }
+            x.advance(1);
         }
         store_tile<P, R>(m, panel, row, sums);
     }
@@ -134,7 +158,7 @@ struct Bf16Tile {
     static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const size_t stride = static_cast<size_t>((m.k + 1) / 2) * 2 * kLanes;
         const uint16_t* w = static_cast<const uint16_t*>(m.w) + panel * stride;
-        const float* x = m.x + row * m.x_stride;
+        Rows<R, float> x(m.x + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -149,14 +173,14 @@ struct Bf16Tile {
             ahead.template ask<P>(i / 2);
 #pragma GCC unroll 16
             for (int r = 0; r < R; ++r) {
-                const Vec first = set1(x[r * m.x_stride + i]);
-                const Vec second = set1(x[r * m.x_stride + i + 1]);
+                const Vec first = set1(x.at(r)[0]), second = set1(x.at(r)[1]);
 #pragma GCC unroll 16
                 for (int p = 0; p < P; ++p) {
                     sums[r][p] = fma(first, even[p], sums[r][p]);
                     sums[r][p] = fma(second, odd[p], sums[r][p]);
                 }
             }
+            x.advance(2);
         }
         store_tile<P, R>(m, panel, row, sums);
     }
@@ -187,6 +211,8 @@ inline void start_group(const Matmul& m, int row, int groups, int g, Ints (&dots
     }
 }
 
+// With one group for whole rows, which is the rule, float sums need no registers of their own.
+template <bool kOneGroup>
 struct Q8Tile {
     static inline size_t panel_bytes(const Matmul& m) {
         return static_cast<size_t>((m.k + 3) / 4) * 4 * kLanes;
@@ -194,12 +220,12 @@ struct Q8Tile {
     template <int P, int R, typename Ahead>
     static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const int quads = (m.k + 3) / 4;
-        const int groups = (m.k + m.group - 1) / m.group;
+        const int groups = kOneGroup ? 1 : (m.k + m.group - 1) / m.group;
         const size_t stride = static_cast<size_t>(quads) * 4 * kLanes;
         const size_t scale_stride = (m.w_scale_step == 0 ? 1 : groups) * kLanes;
         const uint8_t* w = static_cast<const uint8_t*>(m.w) + panel * stride;
         const float* w_scales = static_cast<const float*>(m.w_scales) + panel * scale_stride;
-        const int8_t* x = m.q + row * m.x_stride;
+        Rows<R, int8_t> x(m.q + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -219,10 +245,11 @@ struct Q8Tile {
                 ahead.template ask<P>(i);
 #pragma GCC unroll 16
                 for (int r = 0; r < R; ++r) {
-                    const Quad quad = set1_quad(x + r * m.x_stride + i * 4);
+                    const Quad quad = set1_quad(x.at(r));
 #pragma GCC unroll 16
                     for (int p = 0; p < P; ++p) dots[r][p] = dot(dots[r][p], weights[p], quad);
                 }
+                x.advance(4);
             }
             Vec scales[P];
 #pragma GCC unroll 16
@@ -238,18 +265,38 @@ struct Q8Tile {
 };
 
 struct Q4Tile {
+    static constexpr int kOctets = kInt4Group / 8;  // 8 inputs each, in the two halves of 4 bytes
+    template <int P, int R, typename Ahead>
+    static inline void add_octet(const uint8_t* w, size_t stride, Rows<R, int8_t>& x, int i,
+                                 const Ahead& ahead, NibbleSums (&dots)[R][P]) {
+        Nibbles low[P], high[P];
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) {
+            load_nibbles(w + p * stride + static_cast<size_t>(i) * 4 * kLanes, low[p], high[p]);
+        }
+        ahead.template ask<P>(i);
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+            const Quad first = set1_quad(x.at(r)), second = set1_quad(x.at(r) + 4);
+#pragma GCC unroll 16
+            for (int p = 0; p < P; ++p) {
+                dots[r][p] = dot(dot(dots[r][p], low[p], first), high[p], second);
+            }
+        }
+        x.advance(8);
+    }
     static inline size_t panel_bytes(const Matmul& m) {
         return static_cast<size_t>((m.k + 7) / 8) * 4 * kLanes;
     }
     template <int P, int R, typename Ahead>
     static inline void run(const Matmul& m, int panel, int row, const Ahead& ahead) {
         const int octets = (m.k + 7) / 8;
-        const int groups = (m.k + m.group - 1) / m.group;
+        const int groups = (m.k + kInt4Group - 1) / kInt4Group;
         const size_t stride = static_cast<size_t>(octets) * 4 * kLanes;
         const size_t scale_stride = static_cast<size_t>(groups) * kLanes;
         const uint8_t* w = static_cast<const uint8_t*>(m.w) + panel * stride;
         const uint16_t* w_scales = static_cast<const uint16_t*>(m.w_scales) + panel * scale_stride;
-        const int8_t* x = m.q + row * m.x_stride;
+        Rows<R, int8_t> x(m.q + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
@@ -265,24 +312,13 @@ struct Q4Tile {
 #pragma GCC unroll 16
                 for (int p = 0; p < P; ++p) dots[r][p] = start_nibbles(start[r]);
             }
-            const int end = g + 1 < groups ? i + m.group / 8 : octets;
-            for (; i < end; ++i) {
-                Nibbles low[P], high[P];
-#pragma GCC unroll 16
-                for (int p = 0; p < P; ++p) {
-                    load_nibbles(w + p * stride + static_cast<size_t>(i) * 4 * kLanes, low[p],
-                                 high[p]);
-                }
-                ahead.template ask<P>(i);
-#pragma GCC unroll 16
-                for (int r = 0; r < R; ++r) {
-                    const Quad first = set1_quad(x + r * m.x_stride + i * 8);
-                    const Quad second = set1_quad(x + r * m.x_stride + i * 8 + 4);
-#pragma GCC unroll 16
-                    for (int p = 0; p < P; ++p) {
-                        dots[r][p] = dot(dot(dots[r][p], low[p], first), high[p], second);
-                    }
-                }
+            const int end = i + kOctets;
+            if (end <= octets) {
+#pragma GCC unroll 4
+                for (int o = 0; o < kOctets; ++o, ++i)
+                    add_octet<P, R>(w, stride, x, i, ahead, dots);
+            } else {
+                for (; i < octets; ++i) add_octet<P, R>(w, stride, x, i, ahead, dots);
             }
             Vec scales[P];
 #pragma GCC unroll 16
@@ -381,9 +417,8 @@ inline void matmul(const Matmul& m) {
 void matmul_f32(const Matmul& m) { matmul<F32Tile, kRowPanels, kTilePanels, kTileRows>(m); }
 void matmul_bf16(const Matmul& m) { matmul<Bf16Tile, kRowPanels, kTilePanels, kTileRows>(m); }
 void matmul_q8(const Matmul& m) {
-    if (m.w_scale_step == 0) return matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQ>(m);
-    // With scales for each group, float sums need their registers all along.
-    matmul<Q8Tile, kRowPanelsQ, kTilePanels, kTileRowsQG>(m);
+    if (m.k <= m.group) return matmul<Q8Tile<true>, kRowPanelsQ, kTilePanels, kTileRowsQ>(m);
+    matmul<Q8Tile<false>, kRowPanelsQ, kTilePanels, kTileRowsQG>(m);
 }
 void matmul_q4(const Matmul& m) { matmul<Q4Tile, kRowPanelsQ, kTilePanelsQ4, kTileRowsQ4>(m); }
 
