@@ -285,18 +285,29 @@ class Day:
             request.cancel()
 
     async def _watch_memory(self) -> tuple[float, float, float]:
-        """Resident memory: its slope after the first fifth, the error of that, the last sample."""
+        """Resident memory: its slope in the second half, the error of that, the last sample.
+
+        In the first half Python's allocator still finds the most it ever needs at once. The error
+        is that of the mean of the slopes of ten parts: samples next to each other are not
+        independent, as a fit's own error takes them to be.
+        """
         start = time.monotonic()
         pause = min(1.0, 0.6 * self.args.minutes)
-        samples = []
-        while time.monotonic() < self.end:
+        samples = np.ones((int(60 * self.args.minutes / pause) + 2, 2))  # memory of its own: now
+        n = 0
+        while time.monotonic() < self.end and n < len(samples):
             await asyncio.sleep(pause)
-            samples.append(((time.monotonic() - start) / 3600, _resident_mb()))
-        hours, megabytes = np.array(samples[len(samples) // 5 :]).T
-        (slope, _), covariance = np.polyfit(hours, megabytes, 1, cov="unscaled")
-        residuals = megabytes - np.polyval(np.polyfit(hours, megabytes, 1), hours)
-        error = float(np.sqrt(covariance[0, 0] * residuals.var()))
-        return float(slope), error, float(megabytes[-1])
+            samples[n] = (time.monotonic() - start) / 3600, _resident_mb()
+            n += 1
+        half = samples[n // 2 : n]
+        slopes = [_slope(part) for part in np.array_split(half, 10) if len(part) > 1]
+        slope = _slope(half) if len(half) > 1 else 0.0
+        error = np.std(slopes) / np.sqrt(len(slopes)) if slopes else 0.0
+        return slope, float(error), float(samples[n - 1, 1])
+
+
+def _slope(samples: np.ndarray) -> float:
+    return float(np.polyfit(samples[:, 0], samples[:, 1], 1)[0])
 
 
 def _resident_mb() -> float:
