@@ -31,7 +31,7 @@
 //   round_to_bytes(x, q)     stores the lanes as int8, rounded with ties to even, NaN as 0;
 //                            returns them
 // and how many panels and rows of a tile fit the registers: kRowPanels, kTilePanels, kTileRows for
-// float weights, kRowPanelsQ, kTileRowsQ, kTileRowsQG (with scales for each group) for int8,
+// float weights, kRowPanelsQ, kTileRowsQ, kTileRowsQG (in several groups) for int8,
 // kTilePanelsQ4, kTileRowsQ4 for int4, kValuePanels and kQueries (up to kQueriesAtOnce) in
 // attention.
 
@@ -211,7 +211,8 @@ inline void start_group(const Matmul& m, int row, int groups, int g, Ints (&dots
     }
 }
 
-// With one group for whole rows, which is the rule, float sums need no registers of their own.
+// kOneGroup: a row of activations has one scale, as where the file brings no groups. Then float
+// sums need no registers while integers are summed.
 template <bool kOneGroup>
 struct Q8Tile {
     static inline size_t panel_bytes(const Matmul& m) {
@@ -315,8 +316,9 @@ struct Q4Tile {
             const int end = i + kOctets;
             if (end <= octets) {
 #pragma GCC unroll 4
-                for (int o = 0; o < kOctets; ++o, ++i)
+                for (int o = 0; o < kOctets; ++o, ++i) {
                     add_octet<P, R>(w, stride, x, i, ahead, dots);
+                }
             } else {
                 for (; i < octets; ++i) add_octet<P, R>(w, stride, x, i, ahead, dots);
             }
