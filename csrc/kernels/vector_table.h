@@ -6,6 +6,7 @@
 #include "kernels/vector_attention.h"
 #include "kernels/vector_attention8.h"
 #include "kernels/vector_int4.h"
+#include "kernels/vector_matmul.h"
 
 constexpr KernelTable vector_table(const char* isa) {
     return {
