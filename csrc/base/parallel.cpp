@@ -27,6 +27,9 @@ namespace pyllama2c {
 
 namespace {
 
+// What a waiting thread asks for: 128 KiB, which L2 holds, 8 lines before it looks up again.
+constexpr int kLinesAhead = 2048, kLinesAtOnce = 8;
+
 void relax() {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
@@ -61,18 +64,50 @@ int pool_for(int n_threads) {
 
 }  // namespace
 
-void Team::barrier() {
-    if (size_ == 1) return;
+// Nobody takes anything meanwhile: called by the last thread to arrive at a barrier.
+void Team::deal(int n_items) {
+    for (int rank = 0; rank < size_; ++rank) {
+        const auto [begin, end] = share(n_items, rank);
+        shared_->left[rank].range.store(static_cast<uint64_t>(begin) << 32 | end,
+                                        std::memory_order_relaxed);
+    }
+}
+
+bool Team::take_left(int least, Items& items) {
+    for (int i = 0; i < size_; ++i) {
+        std::atomic<uint64_t>& left = shared_->left[(rank_ + i) % size_].range;
+        uint64_t range = left.load(std::memory_order_relaxed);
+        while (true) {
+            const int begin = static_cast<int>(range >> 32), end = static_cast<int>(range);
+            if (begin == end) break;
+            int n = end - begin;
+            if (n >= 2 * least) n = (n / 2 + least - 1) / least * least;
+            const bool own = i == 0;
+            const uint64_t rest = own ? range + (static_cast<uint64_t>(n) << 32) : range - n;
+            // No order is needed: items are read and written between barriers only.
+            if (left.compare_exchange_weak(range, rest, std::memory_order_relaxed)) {
+                items = own ? Items{begin, begin + n, begin + n < end} : Items{end - n, end, false};
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+void Team::wait(int n_items, const char* next) {
     const int phase = shared_->phase.load(std::memory_order_relaxed);
     if (shared_->arrived.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
         shared_->arrived.store(0, std::memory_order_relaxed);
+        if (n_items > 0) deal(n_items);
         shared_->phase.store(phase + 1, std::memory_order_release);
         return;
     }
     // The others arrive within microseconds when each has a CPU of its own; where threads
     // outnumber CPUs, spinning on would only keep the late one from running.
     for (int spins = 0; shared_->phase.load(std::memory_order_acquire) == phase; ++spins) {
-        if (spins < 4000) {
+        if (next != nullptr && spins < kLinesAhead / kLinesAtOnce) {
+            for (int i = 0; i < kLinesAtOnce; ++i, next += 64) __builtin_prefetch(next, 0, 2);
+        } else if (spins < 4000) {
             relax();
         } else {
             sched_yield();
@@ -81,9 +116,9 @@ void Team::barrier() {
 }
 
 HIDDEN_FROM_TSAN void parallel(int n_threads, const std::function<void(Team&)>& body) {
-    Team::Shared shared;
 #ifdef _OPENMP
     if (n_threads > 1) {
+        Team::Shared shared(n_threads);
         const int pool = pool_for(n_threads);
         HAPPENS_BEFORE(&shared);
 #pragma omp parallel num_threads(pool)
@@ -99,7 +134,7 @@ HIDDEN_FROM_TSAN void parallel(int n_threads, const std::function<void(Team&)>& 
     }
 #endif
     static_cast<void>(n_threads);
-    Team team(0, 1, &shared);
+    Team team(0, 1, nullptr);
     body(team);
 }
 

@@ -4,6 +4,7 @@
 #include <set>
 #include <stdexcept>
 #include <thread>
+#include <vector>
 
 #include "base/parallel.h"
 #include "check.h"
@@ -70,10 +71,37 @@ void a_pool_keeps_its_threads() {
     CHECK(seen.size() <= 4, seen.size() << " threads");
 }
 
+// Every item is taken once, whoever is slow, and nobody goes past a barrier before all are done.
+void items_are_taken_once() {
+    Random random(7);
+    for (int i = 0; i < 300; ++i) {
+        const int least = random.between(1, 8), slow = random.between(0, 3);
+        const std::vector<int> counts = {random.between(1, 100), 0, random.between(1, 5), 48};
+        std::vector<std::atomic<int>> taken(100);
+        std::atomic<int> wrong{0};
+        parallel(random.between(1, 4), [&](Team& team) {
+            for (const int n : counts) {
+                team.barrier(n);
+                for (Items items; team.take(least, items);) {
+                    for (int item = items.begin; item < items.end; ++item) ++taken[item];
+                    if (team.rank() == slow) std::this_thread::yield();
+                }
+                team.barrier();
+                if (team.rank() > 0) continue;
+                for (int item = 0; item < 100; ++item) {
+                    wrong += taken[item].exchange(0) != (item < n ? 1 : 0);
+                }
+            }
+        });
+        CHECK(wrong == 0, wrong << " wrong, least " << least);
+    }
+}
+
 }  // namespace
 
 int main() {
     a_pool_keeps_its_threads();
+    items_are_taken_once();
     for (const int n_blocks : {8, 40}) {
         MockEngine mock(100, n_blocks, 6, 20);
         std::atomic<int> wrong{0};

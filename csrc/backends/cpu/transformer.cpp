@@ -3,6 +3,7 @@
 //
 // One parallel region per pass. Each step below is shared out to the threads by rows, heads or
 // output panels, and ends in a barrier unless the next one reads only what its own thread wrote.
+// Panels that a barrier follows are taken over by whoever is done early.
 #include "backends/cpu/transformer.h"
 
 #include <algorithm>
@@ -12,6 +13,7 @@ namespace pyllama2c {
 
 namespace {
 
+constexpr int kLeastPanels = 4;         // worth taking over
 constexpr size_t kNearCache = 2 << 20;  // bytes: about what a core has to itself
 
 int most_groups(const Weights& weights) {
@@ -90,6 +92,7 @@ void CpuTransformer::forward(Team& team, Clock::time_point deadline) {
     const int n_layers = config().n_layers;
     int layer = layer_;
     if (layer == 0) embed(team);
+    if (layer == n_layers) team.barrier(weights_->output().panels);
     while (layer < n_layers) {
         attention(team, layer);
         feed_forward(team, layer);
@@ -98,7 +101,8 @@ void CpuTransformer::forward(Team& team, Clock::time_point deadline) {
             layer_ = layer;
             if (deadline != Clock::time_point::max()) out_of_time_ = Clock::now() >= deadline;
         }
-        team.barrier();
+        team.barrier(layer == n_layers ? weights_->output().panels : 0,
+                     if_far(first_weights(team, layer)));
         if (out_of_time_) return;
     }
     classify(team);
@@ -157,18 +161,17 @@ CpuTransformer::Input CpuTransformer::quantize(const Share& share, const Matrix&
     return {nullptr, static_cast<size_t>(q_stride_), q, scales, sums};
 }
 
-// y (+)= W x: the given panels of it, for all rows. `next`: the weights to be read after these.
-void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const Input& input,
-                              int rows, float* y, size_t y_stride, bool accumulate,
-                              const char* next) const {
+// y (+)= W x: the given panels of it, for all rows. `next`: the weights to be read after w.
+void CpuTransformer::multiply(Items panels, const Matrix& w, const Input& input, int rows, float* y,
+                              size_t y_stride, bool accumulate, const char* next) const {
     Matmul m{};
-    m.w = w.data + panels.first * w.panel_bytes();
-    m.w_next = next;
+    m.w = weights_at(w, panels.begin);
+    m.w_next = panels.more ? weights_at(w, panels.end) : next;
     m.far = far_;
-    m.w_scales = w.scales + panels.first * w.panel_scale_bytes();
+    m.w_scales = w.scales + panels.begin * w.panel_scale_bytes();
     m.w_scale_step = w.group_scales ? kLanes : 0;
     m.k = w.k;
-    m.panels = panels.second - panels.first;
+    m.panels = panels.end - panels.begin;
     m.group = w.group;
     m.x = input.x;
     m.q = input.q;
@@ -176,7 +179,7 @@ void CpuTransformer::multiply(std::pair<int, int> panels, const Matrix& w, const
     m.q_scales = input.scales;
     m.q_sums = input.sums;
     m.rows = rows;
-    m.y = y + static_cast<size_t>(panels.first) * kLanes;
+    m.y = y + static_cast<size_t>(panels.begin) * kLanes;
     m.y_stride = y_stride;
     m.accumulate = accumulate;
     switch (w.packing) {
@@ -193,10 +196,10 @@ int CpuTransformer::rows_kept(int layer) const {
     return static_cast<int>(is_last(layer) ? batch_->logit_rows.size() : batch_->rows.size());
 }
 
-// Moves them together in the residual stream: this thread its columns, those that it will add to.
-void CpuTransformer::keep_rows(std::pair<int, int> panels) {
-    const size_t first = static_cast<size_t>(panels.first) * kLanes;
-    const size_t n = static_cast<size_t>(panels.second) * kLanes - first;
+// Moves them together in the residual stream, in the columns of some panels.
+void CpuTransformer::keep_rows(Items panels) {
+    const size_t first = static_cast<size_t>(panels.begin) * kLanes;
+    const size_t n = static_cast<size_t>(panels.end) * kLanes - first;
     for (size_t i = 0; i < batch_->logit_rows.size(); ++i) {
         const size_t from = batch_->logit_rows[i];
         if (from != i)
@@ -209,34 +212,49 @@ void CpuTransformer::attention(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = static_cast<int>(batch_->rows.size()), kept = rows_kept(layer);
     const Input normed = norm(team, rows, w.attention_norm, w.qkv);
-    const auto out = team.share(w.wo.panels);
-    const char* next = weights_at(w.wo, out.first);
-    const auto multiply_panels = [&](std::pair<int, int> panels, const char* after) {
-        multiply(panels, w.qkv, normed, rows, qkv_rows_.data(), qkv_, false, after);
+    const char* next = weights_at(w.wo, team.share(w.wo.panels).first);
+    const auto multiply_panels = [&](int begin, int end, const char* after) {
+        multiply({begin, end, false}, w.qkv, normed, rows, qkv_rows_.data(), qkv_, false, after);
     };
-    // Where heads are whole panels and every thread has as many of them, a thread (perhaps the only
-    // one) makes the queries, keys and values of its own heads and attends without waiting for the
-    // others; no queries where no row goes on.
-    if (head_size_ % kLanes == 0 && n_kv_heads_ % team.size() == 0) {
+    // No queries where no row goes on.
+    if (has_own_heads(team)) {
         const int n = head_size_ / kLanes;  // panels of a head
         const auto [q, q_end] = team.share(n_heads_);
         const auto [k, k_end] = team.share(n_kv_heads_);
         const int keys = n_heads_ + k, values = keys + n_kv_heads_, n_own = k_end - k;
-        if (kept > 0) multiply_panels({n * q, n * q_end}, weights_at(w.qkv, n * keys));
-        multiply_panels({n * keys, n * (keys + n_own)}, weights_at(w.qkv, n * values));
-        multiply_panels({n * values, n * (values + n_own)}, next);
+        if (kept > 0) multiply_panels(n * q, n * q_end, weights_at(w.qkv, n * keys));
+        multiply_panels(n * keys, n * (keys + n_own), weights_at(w.qkv, n * values));
+        multiply_panels(n * values, n * (values + n_own), next);
     } else {
-        multiply_panels(team.share(w.qkv.panels), next);
+        const auto [begin, end] = team.share(w.qkv.panels);
+        multiply_panels(begin, end, next);
         team.barrier();
     }
     attend(team, layer);
-    team.barrier();
+    team.barrier(w.wo.panels, if_far(next));
     if (kept == 0) return;
-    if (kept < rows) keep_rows(out);
     const Input attended = input(team, kept, w.wo, attended_.data(), dim_);
-    multiply(out, w.wo, attended, kept, x_.data(), dim_, true,
-             weights_at(w.gate_up, share_pairs(team, w.gate_up).first));
-    team.barrier();
+    next = weights_at(w.gate_up, 2 * team.share(w.gate_up.panels / 2).first);
+    for (Items panels; team.take(kLeastPanels, panels);) {
+        if (kept < rows) keep_rows(panels);
+        multiply(panels, w.wo, attended, kept, x_.data(), dim_, true, next);
+    }
+    team.barrier(w.gate_up.panels / 2, if_far(next));
+}
+
+// Where heads are whole panels and every thread has as many of them, a thread (perhaps the only
+// one) makes the queries, keys and values of its own heads and attends without waiting for the
+// others.
+bool CpuTransformer::has_own_heads(const Team& team) const {
+    return head_size_ % kLanes == 0 && n_kv_heads_ % team.size() == 0;
+}
+
+// Where this thread begins in a layer, or behind the last one in the classifier.
+const char* CpuTransformer::first_weights(const Team& team, int layer) const {
+    const bool classifier = layer == config().n_layers;
+    const Matrix& w = classifier ? weights_->output() : weights_->layer(layer).qkv;
+    if (classifier || !has_own_heads(team)) return weights_at(w, team.share(w.panels).first);
+    return weights_at(w, head_size_ / kLanes * team.share(n_heads_).first);
 }
 
 void CpuTransformer::store_keys_and_values(Team& team, int layer) {
@@ -339,32 +357,29 @@ void CpuTransformer::attend(const Team& team, int layer, Queries now, Queries ne
     kernels_.attend[static_cast<int>(kv_.type())](a);
 }
 
-// A thread's panels of gates and ups are whole pairs, so that it can gate its own outputs.
-std::pair<int, int> CpuTransformer::share_pairs(const Team& team, const Matrix& gate_up) {
-    const auto [begin, end] = team.share(gate_up.panels / 2);
-    return {2 * begin, 2 * end};
-}
-
-// x += down (silu(gate (norm(x))) * up (norm(x)))
+// x += down (silu (gate (norm(x))) * up (norm(x)))
 void CpuTransformer::feed_forward(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = rows_kept(layer);
     if (rows == 0) return;
     const Input normed = norm(team, rows, w.ffn_norm, w.gate_up);
-    const auto pairs = share_pairs(team, w.gate_up);
-    const auto out = team.share(w.down.panels);
-    multiply(pairs, w.gate_up, normed, rows, gate_up_.data(), 2 * hidden_, false,
-             weights_at(w.down, out.first));
-    for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
-        kernels_.swiglu(gate_up_.data() + r * 2 * hidden_ + pairs.first * kLanes,
-                        (pairs.second - pairs.first) / 2,
-                        gated_.data() + r * hidden_ + pairs.first / 2 * kLanes);
+    const char* next = weights_at(w.down, team.share(w.down.panels).first);
+    // Whole pairs of gates and ups, so that a thread can gate its own outputs.
+    for (Items pairs; team.take(kLeastPanels / 2, pairs);) {
+        multiply({2 * pairs.begin, 2 * pairs.end, pairs.more}, w.gate_up, normed, rows,
+                 gate_up_.data(), 2 * hidden_, false, next);
+        for (size_t r = 0; r < static_cast<size_t>(rows); ++r) {
+            kernels_.swiglu(gate_up_.data() + r * 2 * hidden_ + 2 * pairs.begin * kLanes,
+                            pairs.end - pairs.begin,
+                            gated_.data() + r * hidden_ + pairs.begin * kLanes);
+        }
     }
-    team.barrier();
+    team.barrier(w.down.panels, if_far(next));
     const Input gated = input(team, rows, w.down, gated_.data(), hidden_);
-    const Matrix& after = is_last(layer) ? weights_->output() : weights_->layer(layer + 1).qkv;
-    multiply(out, w.down, gated, rows, x_.data(), dim_, true,
-             weights_at(after, team.share(after.panels).first));
+    next = first_weights(team, layer + 1);
+    for (Items panels; team.take(kLeastPanels, panels);) {
+        multiply(panels, w.down, gated, rows, x_.data(), dim_, true, next);
+    }
 }
 
 // logits = output (norm(x)) for the rows that the last layer kept
@@ -373,7 +388,9 @@ void CpuTransformer::classify(Team& team) {
     if (rows == 0) return;
     const Matrix& w = weights_->output();
     const Input normed = norm(team, rows, weights_->final_norm(), w);
-    multiply(team.share(w.panels), w, normed, rows, logits_.data(), logits_stride_, false, w.data);
+    for (Items panels; team.take(kLeastPanels, panels);) {
+        multiply(panels, w, normed, rows, logits_.data(), logits_stride_, false, w.data);
+    }
 }
 
 // A second thread costs a few microseconds of barriers per layer; a layer must be worth more.

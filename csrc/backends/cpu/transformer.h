@@ -42,7 +42,10 @@ class CpuTransformer : public Backend {
     int rows_kept(int layer) const;
     // Where a row goes on once its layer's keys and values are stored, or -1.
     int place(int layer, int row) const { return is_last(layer) ? places_[row] : row; }
-    void keep_rows(std::pair<int, int> panels);
+    void keep_rows(Items panels);
+    bool has_own_heads(const Team& team) const;
+    const char* first_weights(const Team& team, int layer) const;
+    const char* if_far(const char* weights) const { return far_ ? weights : nullptr; }
     void store_keys_and_values(Team& team, int layer);
     void store_key_and_value(int layer, int head, int r);
     struct Queries {  // heads [first, first + n), of one head of keys and values, of some rows
@@ -70,9 +73,8 @@ class CpuTransformer : public Backend {
     Input norm(Team& team, int rows, const float* weight, const Matrix& next);
     Input input(Team& team, int rows, const Matrix& w, const float* x, size_t stride);
     Input quantize(const Share& share, const Matrix& w, const float* x, size_t stride);
-    void multiply(std::pair<int, int> panels, const Matrix& w, const Input& input, int rows,
-                  float* y, size_t y_stride, bool accumulate, const char* next) const;
-    static std::pair<int, int> share_pairs(const Team& team, const Matrix& gate_up);
+    void multiply(Items panels, const Matrix& w, const Input& input, int rows, float* y,
+                  size_t y_stride, bool accumulate, const char* next) const;
     static const char* weights_at(const Matrix& w, int panel) {
         return w.data + panel * w.panel_bytes();
     }
