@@ -36,7 +36,8 @@ class Team {
     int size() const { return size_; }
 
     // All threads wait for each other; what was written before is visible after. Then there are
-    // n_items to take(), unless 0. Whoever waits asks for the memory from `next` on, if not null.
+    // n_items to take(); with 0, what was left before. Whoever waits asks for the memory from
+    // `next` on, if not null.
     void barrier(int n_items = 0, const char* next = nullptr) {
         if (size_ > 1) {
             wait(n_items, next);

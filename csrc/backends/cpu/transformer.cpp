@@ -3,7 +3,7 @@
 //
 // One parallel region per pass. Each step below is shared out to the threads by rows, heads or
 // output panels, and ends in a barrier unless the next one reads only what its own thread wrote.
-// Panels that a barrier follows are taken over by whoever is done early.
+// Whoever is done early takes over panels, except of queries, keys and values.
 #include "backends/cpu/transformer.h"
 
 #include <algorithm>
@@ -249,7 +249,7 @@ bool CpuTransformer::has_own_heads(const Team& team) const {
     return head_size_ % kLanes == 0 && n_kv_heads_ % team.size() == 0;
 }
 
-// Where this thread begins in a layer, or behind the last one in the classifier.
+// Where this thread begins in a layer, if rows go on there, or behind the last in the classifier.
 const char* CpuTransformer::first_weights(const Team& team, int layer) const {
     const bool classifier = layer == config().n_layers;
     const Matrix& w = classifier ? weights_->output() : weights_->layer(layer).qkv;
@@ -357,7 +357,7 @@ void CpuTransformer::attend(const Team& team, int layer, Queries now, Queries ne
     kernels_.attend[static_cast<int>(kv_.type())](a);
 }
 
-// x += down (silu (gate (norm(x))) * up (norm(x)))
+// x += down (silu(gate (norm(x))) * up (norm(x)))
 void CpuTransformer::feed_forward(Team& team, int layer) {
     const LayerWeights& w = weights_->layer(layer);
     const int rows = rows_kept(layer);
