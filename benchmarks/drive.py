@@ -53,6 +53,7 @@ def measure(model: Model, n: int, n_tokens: int, rounds: int) -> None:
     options = {"max_tokens": n_tokens, "ignore_eos": True, "seed": 1}
     prompts = [[1, 5 + i] for i in range(n)]
     engine, server = Engine(model), AsyncEngine(model)
+    loop = asyncio.new_event_loop()  # one for all rounds, as a server has
 
     def generate() -> None:
         model.generate(prompts, **options)
@@ -79,7 +80,7 @@ def measure(model: Model, n: int, n_tokens: int, rounds: int) -> None:
         "Model.generate": generate,
         "Session.stream": stream,
         "Engine.step": step,
-        "AsyncEngine": lambda: asyncio.run(listen_all()),
+        "AsyncEngine": lambda: loop.run_until_complete(listen_all()),
     }
     if n > 1:
         del ways["Session.stream"]
@@ -102,7 +103,8 @@ def measure(model: Model, n: int, n_tokens: int, rounds: int) -> None:
             cpu=cpu_name(),
         )
     engine.close()
-    asyncio.run(server.close())
+    loop.run_until_complete(server.close())
+    loop.close()
 
 
 if __name__ == "__main__":
