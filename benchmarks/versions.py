@@ -3,7 +3,7 @@
 Each version is installed in a virtual environment of its own and named by its interpreter. Pairs
 of processes are started several times, because where a process finds its memory makes a difference
 of some percent, too. Every figure is a ratio of neighbours in time; an installation beside itself,
-the default, shows how much of it is noise.
+the default, shows how much of it is noise. The first version packs the model for all.
 
     python benchmarks/versions.py ~/before/bin/python ~/after/bin/python --widths int8 --threads 2
 """
@@ -14,6 +14,7 @@ import argparse
 import shutil
 import statistics
 import sys
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from engines.base import WIDTHS
@@ -46,7 +47,8 @@ def main() -> None:
     if options.smoke:
         options.starts = options.rounds = 1
         options.threads, measures = [1], SMOKE_MEASURES
-    chosen = {name: measures[name] for name in options.measures or measures}
+    wanted = options.measures or measures
+    chosen = {name: measure for name, measure in measures.items() if name in wanted}
 
     config = SMOKE if options.smoke else REFERENCE
     with models_folder(options.models, options.smoke) as folder:
@@ -64,41 +66,39 @@ def main() -> None:
         for width in options.widths:
             launchers[0].prepare(OURS, width)
             for threads in options.threads:
-                turns = Turns(chosen, options.rounds, config.vocab_size)
+                rates: dict[str, list[dict[int, float]]] = {name: [] for name in chosen}
                 for _ in range(options.starts):
-                    workers = [Worker(launcher, OURS, width, threads) for launcher in launchers]
-                    turns.take(workers)
-                    for worker in workers:
-                        worker.close()
+                    with ExitStack() as stack:
+                        workers = [
+                            stack.enter_context(closing(Worker(launcher, OURS, width, threads)))
+                            for launcher in launchers
+                        ]
+                        for name, measure in chosen.items():
+                            turns = take_turns(workers, measure, options.rounds, config.vocab_size)
+                            rates[name] += turns
                 for name in chosen:
-                    report_ratios(name, width, threads, options.pythons, turns.rates[name])
+                    report_ratios(name, width, threads, options.pythons, rates[name])
 
 
-class Turns:
-    """What each version did in its turns."""
+def take_turns(
+    workers: list[Worker], measure: Measure, rounds: int, vocab_size: int
+) -> list[dict[int, float]]:
+    """Let every version do the work, in one order and the other.
 
-    def __init__(self, measures: dict[str, Measure], rounds: int, vocab_size: int) -> None:
-        """Of which `rates` has nothing yet."""
-        self.measures = measures
-        self.rounds = rounds
-        self.vocab_size = vocab_size
-        self.rates: dict[str, list[dict[int, float]]] = {name: [] for name in measures}
-        """Of each measure and round: tokens per second of each version."""
-
-    def take(self, workers: list[Worker]) -> None:
-        """Let every version do everything, in one order and the other."""
-        order = list(enumerate(workers))
-        for name, measure in self.measures.items():
-            for round_ in range(1 + self.rounds):  # the first one is for warming up
-                rates = {}
-                for version, worker in order:
-                    prompts = measure.prompts(self.vocab_size, seed=round_)
-                    seconds, ids = worker.generate(prompts, measure.new_tokens)
-                    check_length(OURS, ids, measure)
-                    rates[version] = measure.tokens / seconds
-                order.reverse()
-                if round_ > 0:
-                    self.rates[name].append(rates)
+    Returns the tokens per second of each version, for each round.
+    """
+    results = []
+    order = list(enumerate(workers))
+    for round_ in range(1 + rounds):  # the first one is for warming up
+        prompts = measure.prompts(vocab_size, seed=round_)
+        rates = {}
+        for version, worker in order:
+            seconds, ids = worker.generate(prompts, measure.new_tokens)
+            check_length(OURS, ids, measure)
+            rates[version] = measure.tokens / seconds
+        order.reverse()
+        results.append(rates)
+    return results[1:]
 
 
 def report_ratios(

@@ -5,6 +5,15 @@
 // rows, each activation once for P panels. The four kinds of weights differ in their tiles only.
 
 template <int P, int R>
+inline void clear(Vec (&sums)[R][P]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) sums[r][p] = zero();
+    }
+}
+
+template <int P, int R>
 inline void store_tile(const Matmul& m, int panel, int row, const Vec (&sums)[R][P]) {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -77,11 +86,7 @@ struct F32Tile {
         const float* w = static_cast<const float*>(m.w) + panel * stride;
         Rows<R, float> x(m.x + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) sums[r][p] = zero();
-        }
+        clear(sums);
         for (int i = 0; i < m.k; ++i) {
             Vec weights[P];
 #pragma GCC unroll 16
@@ -109,11 +114,7 @@ struct Bf16Tile {
         const uint16_t* w = static_cast<const uint16_t*>(m.w) + panel * stride;
         Rows<R, float> x(m.x + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) sums[r][p] = zero();
-        }
+        clear(sums);
         // An odd k ends in a weight of 0 and the zero that pads x.
         for (int i = 0; i < m.k; i += 2) {
             Vec even[P], odd[P];
@@ -177,11 +178,7 @@ struct Q8Tile {
         const float* w_scales = static_cast<const float*>(m.w_scales) + panel * scale_stride;
         Rows<R, int8_t> x(m.q + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) sums[r][p] = zero();
-        }
+        clear(sums);
         for (int g = 0, i = 0; g < groups; ++g) {
             Ints dots[R][P];
             start_group<P, R>(m, row, groups, g, dots);
@@ -248,11 +245,7 @@ struct Q4Tile {
         const uint16_t* w_scales = static_cast<const uint16_t*>(m.w_scales) + panel * scale_stride;
         Rows<R, int8_t> x(m.q + row * m.x_stride, m.x_stride);
         Vec sums[R][P];
-#pragma GCC unroll 16
-        for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 16
-            for (int p = 0; p < P; ++p) sums[r][p] = zero();
-        }
+        clear(sums);
         for (int g = 0, i = 0; g < groups; ++g) {
             NibbleSums dots[R][P];
             int start[R];

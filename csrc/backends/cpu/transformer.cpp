@@ -92,7 +92,7 @@ void CpuTransformer::forward(Team& team, Clock::time_point deadline) {
     const int n_layers = config().n_layers;
     int layer = layer_;
     if (layer == 0) embed(team);
-    if (layer == n_layers) team.barrier(weights_->output().panels);
+    if (layer == n_layers) team.barrier(weights_->output().panels);  // a pass that goes on there
     while (layer < n_layers) {
         attention(team, layer);
         feed_forward(team, layer);
