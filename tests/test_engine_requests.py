@@ -313,6 +313,29 @@ def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
     assert request.finish_reason == "length"
 
 
+def test_memory_cuts_no_text_short(model: Model) -> None:
+    """What the context would hold, but not the cache, is refused: else texts depended on it."""
+    small = Engine(model, kv_memory=_CONTEXT_BYTES // 2)
+    for most in (41, 10**6):
+        with pytest.raises(CapacityError, match=rf"9 tokens and max_tokens is {most}, .* holds 48"):
+            small.submit([5] * 9, max_tokens=most)
+    request = small.submit([5] * 9, max_tokens=40, ignore_eos=True, seed=1)
+    helpers.run(small)
+    whole = model.generate([5] * 9, max_tokens=40, ignore_eos=True, seed=1)
+    assert request.completion is not None
+    assert request.completion.token_ids == whole.token_ids
+    assert len(whole.token_ids) == 40
+    helpers.expect_nothing_held(small)
+
+
+def test_a_step_without_time_goes_on_all_the_same(model: Model) -> None:
+    engine = Engine(model)
+    request = engine.submit("Once", max_tokens=5, ignore_eos=True)
+    for _ in range(1000):
+        engine.step(0)
+    assert request.finish_reason == "length"
+
+
 def test_cancelling_frees_everything_at_any_moment(model: Model) -> None:
     engine = Engine(model, prefill_chunk=4, max_sequences=3)
     for n_steps in range(12):

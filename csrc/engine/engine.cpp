@@ -44,6 +44,14 @@ uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingPa
         throw CapacityError(text("prompt has ", tokens.size(), " tokens, at most ", max_length_,
                                  " fit the context"));
     }
+    // What the context holds but the cache does not: where a text ends must not depend on memory.
+    const size_t context = backend_->config().max_seq_len;
+    if (params.max_tokens >= 0 && options.n_keep < 0 && max_length_ < context &&
+        std::min(n_prompt + params.max_tokens, context + 1) > max_length_ + 1) {
+        throw CapacityError(text("prompt has ", n_prompt, " tokens and max_tokens is ",
+                                 params.max_tokens, ", kv_memory holds ", max_length_,
+                                 " in all: give more of it, or ask for fewer"));
+    }
     if (options.n_keep >= 0 && static_cast<size_t>(options.n_keep) + 2 > max_length_) {
         throw CapacityError(text("prefix has ", options.n_keep, " tokens, at most ",
                                  max_length_ - 2, " leave room in the context for a text"));
@@ -182,10 +190,12 @@ void Engine::compute_until(Lock& lock, Clock::time_point deadline, const Interru
         }
         return;
     }
-    Clock::time_point last_start = deadline;
-    while (Clock::now() < last_start && compute_some(lock, deadline, interrupted)) {
+    // At least once: a loop that is always late must not leave its texts standing still.
+    Clock::time_point last_start;
+    do {
+        if (!compute_some(lock, deadline, interrupted)) break;
         last_start = computing_ ? deadline : cautious(deadline);
-    }
+    } while (Clock::now() < last_start);
     end_overdue();
 }
 

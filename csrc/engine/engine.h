@@ -52,7 +52,8 @@ class Engine {
     // Queues a request. tokens: the prompt (n_prompt of them) and, when a text is to be continued,
     // what was generated of it before.
     // Throws ArgumentError for an empty prompt or a token outside the vocabulary, CapacityError for
-    // one that is longer than the context or the whole cache, OverloadedError where max_waiting
+    // one that is longer than the context or the whole cache, or may become so long by max_tokens
+    // that the context would hold it but not the cache, OverloadedError where max_waiting
     // wait already.
     uint64_t submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingParams params,
                     int priority, const RequestOptions& options = {});
@@ -72,8 +73,8 @@ class Engine {
 
     // Computes until the deadline, or until there is nothing to do, as many passes as fit, and
     // fetches the news of the requests that are announced. A pass that the deadline cuts short goes
-    // on in the next call; at least one layer is computed unless the deadline is over. Without a
-    // deadline (time_point::max) it is one whole pass.
+    // on in the next call; at least one layer is computed, also where the deadline is over. Without
+    // a deadline (time_point::max) it is one whole pass.
     std::vector<Progress> step(Clock::time_point deadline, const Interrupted& interrupted);
     // Computes whole passes, those that begin before `until` but at least one, and none after the
     // first token of an announced request, its end, or half of the tokens that its reader may be
