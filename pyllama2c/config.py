@@ -55,7 +55,9 @@ class ModelConfig:
             elif field.type == "float":
                 # JSON also spells integers that no float holds.
                 if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:
-                    raise ArgumentError(f"{field.name} is {value!r}, expected a number above 0")
+                    raise ArgumentError(
+                        f"{field.name} is {value!r}, expected a finite number above 0"
+                    )
                 object.__setattr__(self, field.name, float(value))
             elif type(value) is not bool:
                 raise ArgumentError(f"{field.name} is {value!r}, expected true or false")

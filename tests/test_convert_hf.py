@@ -12,8 +12,8 @@ import pytest
 from models import CONFIGS, checkpoint_of
 from reference import forward
 
-from pyllama2c.checkpoint import cast, load_hf, open_checkpoint, tensor_shapes, to_float32
-from pyllama2c.checkpoint.huggingface import to_half_split, to_interleaved
+from pyllama2c.checkpoint import cast, open_checkpoint, tensor_shapes, to_float32
+from pyllama2c.checkpoint.huggingface import load_hf, to_half_split, to_interleaved
 from pyllama2c.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
 from pyllama2c.config import ModelConfig
 from pyllama2c.convert import convert

@@ -14,7 +14,8 @@ import pytest
 from models import CONFIGS, checkpoint_of, random_tensors
 from reference import forward
 
-from pyllama2c.checkpoint import Checkpoint, load_llama2c, open_checkpoint, tensor_shapes
+from pyllama2c.checkpoint import Checkpoint, open_checkpoint, tensor_shapes
+from pyllama2c.checkpoint.llama2c import load_llama2c
 from pyllama2c.config import ModelConfig
 from pyllama2c.convert.llama2c import group_size_for, quantize, write_v0, write_v1, write_v2
 from pyllama2c.errors import ArgumentError, CheckpointError

@@ -192,15 +192,19 @@ def test_what_cannot_be_asked_of_a_packed_file(tmp_path: Path, speaker: Path) ->
     convert(speaker, path, dtype="int8")
     with pytest.raises(ArgumentError, match=r"dtype is 'int4', but .* stores packed int8"):
         Model(path, dtype="int4")
-    with pytest.raises(CheckpointError, match="by itself cannot be converted"):
+    with pytest.raises(CheckpointError, match="packed cannot be unpacked"):
         convert(path, tmp_path / "back.bin", to="v0")
+    with pytest.raises(ArgumentError, match="the source itself"):
+        convert(speaker, speaker, dtype="int8", force=True)
+    hf = tmp_path / "hf"
+    convert(speaker, hf)
+    for use in (Model, lambda source: convert(source, tmp_path / "back.bin", to="v0")):
+        with pytest.raises(CheckpointError, match="by the name of their directory"):
+            use(hf / "model.safetensors")
     with pytest.raises(ArgumentError, match="dtype is 'float16', expected float32 or bfloat16 or"):
         convert(speaker, tmp_path / "half.safetensors", dtype="float16")
     with pytest.raises(ArgumentError, match="exists; use --force"):
         convert(speaker, path, dtype="int8")
-    convert(speaker, tmp_path / "hf")
-    with pytest.raises(CheckpointError, match="expected one of U8"):
-        Model(tmp_path / "hf" / "model.safetensors")
 
 
 def test_the_commands(cli: Callable[..., Any], tmp_path: Path, speaker: Path) -> None:
@@ -255,9 +259,9 @@ def refuses(path: Path, content: bytes, match: str) -> None:
         ({"group_size": "8"}, "group_size is 8, expected a multiple of 16"),
         ({"group_size": "99999984"}, "group_size is 99999984"),
         ({"group_size": "16"}, "packed weights have .* bytes, expected"),
-        ({"config": "{}"}, "config: .*missing"),
+        ({"config": "{}"}, "config: dim is missing"),
         ({"config": "[" * 100_000}, "config: "),
-        ({"config": "[1]"}, "config: "),
+        ({"config": "[1]"}, r"config: it is \[1\], expected an object"),
     ],
     ids=str,
 )
@@ -272,13 +276,19 @@ def test_metadata_is_checked(
         refuses(tmp_path / "bad", make(header, data), name)
 
 
-@pytest.mark.parametrize("ids", ["2 x", "-1", "²", "2147483648", "9" * 5000])
+@pytest.mark.parametrize("ids", ["", "2 x", "-1", "²", "96", "2147483648", "9" * 5000])
 def test_special_tokens_are_checked(tmp_path: Path, good: bytes, ids: str) -> None:
     header, data = split(good)
     for name in ("bos_id", "eos_ids"):
         metadata = header["__metadata__"] | {name: ids}
         content = make(header | {"__metadata__": metadata}, data, pad=1 << 16)
-        refuses(tmp_path / "bad", content, f"{name} is .*, expected token ids")
+        refuses(tmp_path / "bad", content, f"{name} is .*, expected token ids up to 95")
+
+
+def test_there_is_one_beginning(tmp_path: Path, good: bytes) -> None:
+    header, data = split(good)
+    header["__metadata__"]["bos_id"] = "1 2"
+    refuses(tmp_path / "bad", make(header, data), "bos_id is '1 2', expected one token")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +303,7 @@ def test_special_tokens_are_checked(tmp_path: Path, good: bytes, ids: str) -> No
         ("vocab_size", 97 + 16, "packed weights have"),
         ("rope_theta", float("nan"), "config: rope_theta is nan"),
         ("norm_eps", "small", "config: norm_eps is 'small'"),
-        ("n_experts", 8, "config: .*n_experts"),
+        ("n_experts", 8, "config: n_experts has no place"),
     ],
 )
 def test_the_config_is_checked(
@@ -323,6 +333,8 @@ def test_tensors_are_checked(tmp_path: Path, good: bytes) -> None:
     entry = {"dtype": "U8", "shape": [size - 64], "data_offsets": [0, size - 64]}
     refuses(path, make(header | {"weights": entry}, data[:-64]), "packed weights have")
     refuses(path, make(header | {"weights": entry | {"dtype": "I8"}}, data), "dtype is 'I8'")
+    floats = {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}
+    refuses(path, make(header | {"weights": floats}, data), "dtype is float32, expected U8")
     extra = {"dtype": "U8", "shape": [1], "data_offsets": [size, size + 1]}
     refuses(path, make(header | {"more": extra}, data + b"\0"), "'more' has no place")
     del header["weights"]

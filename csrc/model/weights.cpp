@@ -217,12 +217,12 @@ void Weights::pack(const ModelTensors& tensors, int n_threads) {
     const Tensor* not_held = packer.run(n_threads);
     if (not_held != nullptr) {
         const bool bfloat16 = type_ == WeightType::kBFloat16, int4 = type_ == WeightType::kInt4;
-        throw CheckpointError(text("tensor ", name_of(*not_held, tensors), " holds ",
-                                   bfloat16 ? "a number beyond 3.39e38" : "an infinity or a NaN",
-                                   int4 ? text(", or a number beyond ", kLargestInt4) : "",
-                                   ", which ", weight_type_name(type_),
-                                   " cannot: expected dtype float32",
-                                   bfloat16 ? "" : " or bfloat16"));
+        throw CheckpointError(
+            text("tensor ", name_of(*not_held, tensors), " holds ",
+                 bfloat16 ? "a number beyond 3.39e38" : "an infinity or a NaN",
+                 int4 ? text(", or a number beyond ", kLargestInt4) : "", ", which ",
+                 weight_type_name(type_), " cannot: expected dtype float32",
+                 bfloat16 ? "" : " or bfloat16", int4 ? ", or int8 for finite numbers" : ""));
     }
 }
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from pyllama2c import _core
 from pyllama2c.checkpoint.dtypes import Array
-from pyllama2c.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
+from pyllama2c.checkpoint.safetensors_file import WEIGHTS, SafetensorsFile, write_safetensors
 from pyllama2c.config import ModelConfig
-from pyllama2c.errors import ArgumentError, CheckpointError
+from pyllama2c.errors import ArgumentError, CheckpointError, shown
 
 FORMAT = "pyllama2c-packed"
 DTYPES = ("float32", "bfloat16", "int8", "int4")
@@ -59,7 +59,7 @@ def read_packed(path: Path) -> PackedFile:
     Raises:
         CheckpointError: it is damaged, no packed file, or of another version; names the field.
     """
-    file = SafetensorsFile(path, ("U8",))
+    file = SafetensorsFile(path, (*WEIGHTS, "U8"))  # of other kinds of files too: to say so
     metadata = file.metadata
 
     def field(name: str) -> str:
@@ -81,18 +81,22 @@ def read_packed(path: Path) -> PackedFile:
         raise CheckpointError(
             f"{path}: dtype is {field('dtype')!r}, expected one of {', '.join(DTYPES)}"
         )
-    try:
-        config = ModelConfig(**json.loads(field("config")))
-    except (ArgumentError, TypeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: config: {error}") from None
+    config = _config(path, field("config"))
     group_size = field("group_size")
     if not (group_size.isascii() and group_size.isdigit() and len(group_size) < 9):
         raise CheckpointError(f"{path}: group_size is {group_size!r:.80}, expected a number")
-    bos_ids, eos_ids = (_token_ids(path, metadata, name) for name in ("bos_id", "eos_ids"))
+    bos_ids, eos_ids = (
+        _token_ids(path, metadata, name, config.vocab_size) for name in ("bos_id", "eos_ids")
+    )
+    if len(bos_ids) > 1:
+        raise CheckpointError(f"{path}: bos_id is {metadata['bos_id']!r:.80}, expected one token")
     if unknown := set(file.tensors) - {"weights", "tokenizer"}:
         raise CheckpointError(f"{path}: tensor {min(unknown)!r} has no place in a packed file")
     if "weights" not in file.tensors:
         raise CheckpointError(f"{path}: tensor 'weights' is missing")
+    for name, info in file.tensors.items():
+        if info.dtype != "uint8":
+            raise CheckpointError(f"{path}: tensor {name!r}: dtype is {info.dtype}, expected U8")
     weights = file.tensors["weights"]
     return PackedFile(
         path=path,
@@ -107,12 +111,29 @@ def read_packed(path: Path) -> PackedFile:
     )
 
 
-def _token_ids(path: Path, metadata: Mapping[str, str], name: str) -> tuple[int, ...]:
+def _config(path: Path, text: str) -> ModelConfig:
+    """All fields of a ModelConfig, as JSON."""
+    try:
+        values = json.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError(f"it is {shown(values)}, expected an object")
+        for name in sorted({f.name for f in dataclasses.fields(ModelConfig)} ^ values.keys()):
+            raise ValueError(f"{name} {'has no place there' if name in values else 'is missing'}")
+        return ModelConfig(**values)
+    except (ArgumentError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: config: {error}") from None
+
+
+def _token_ids(
+    path: Path, metadata: Mapping[str, str], name: str, vocab_size: int
+) -> tuple[int, ...]:
     """Token ids with spaces between them; none where the metadata has no such field."""
-    words = metadata.get(name, "").split()
+    words = metadata[name].split() if name in metadata else []
     numbers = all(word.isascii() and word.isdigit() and len(word) < 11 for word in words)
-    if not numbers or any(int(word) >= 2**31 for word in words):
-        raise CheckpointError(f"{path}: {name} is {metadata[name]!r:.80}, expected token ids")
+    if (name in metadata and not words) or not numbers or any(int(w) >= vocab_size for w in words):
+        raise CheckpointError(
+            f"{path}: {name} is {metadata[name]!r:.80}, expected token ids up to {vocab_size - 1}"
+        )
     return tuple(map(int, words))
 
 

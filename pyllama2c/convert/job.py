@@ -100,12 +100,19 @@ def convert(
         CheckpointError: the source cannot be read.
         TokenizerError: ``tokenizer`` cannot be read or does not fit the model.
         ArgumentError: the target cannot hold the model (see `check_llama2c_can_hold`), or the
-            arguments do not go together, or files are in the way.
+            arguments do not go together, or files are in the way, or the source itself.
+        OSError: writing failed; names the destination's folder.
         MissingExtraError: reading the source takes torch.
     """
     source, destination = as_path("source", source), as_path("destination", destination)
     to = _target(destination, to, dtype)
     _check_target(destination, to, dtype, force)
+    there = destination.exists() and source.exists()
+    if to == "packed" and there and destination.samefile(source):
+        raise ArgumentError(
+            f"destination is {destination}, the source itself: choose another name, for what is "
+            "packed cannot be unpacked"
+        )
     if type(group_size) is not int or group_size < 1:
         raise ArgumentError(f"group_size is {group_size!r}, expected a whole number from 1 on")
     checkpoint = open_any(source)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from pyllama2c.errors import ArgumentError
 
+_PREFIX = ".pyllama2c-"
+
 
 @contextmanager
 def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
@@ -22,13 +24,16 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
 
     Raises:
         ArgumentError: a file is in the way and ``force`` is false.
+        OSError: the disk is full, say; names ``directory``, not the temporary folder.
     """
     is_new = not directory.exists()
     directory.mkdir(parents=True, exist_ok=True)
     # Inside the directory, so that moving is a rename on the same file system.
-    staging = Path(tempfile.mkdtemp(prefix=".pyllama2c-", dir=directory))
+    with _names(directory):
+        staging = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=directory))
     try:
-        yield staging
+        with _names(directory):
+            yield staging
         made = sorted(staging.iterdir())
         changed = [path for path in made if not _same(path, directory / path.name)]
         for path in changed:
@@ -46,6 +51,17 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
         shutil.rmtree(directory if is_new else staging, ignore_errors=True)
         raise
     shutil.rmtree(staging)
+
+
+@contextmanager
+def _names(directory: Path) -> Iterator[None]:
+    """Let the errors of the operating system name this directory, not what lies hidden in it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or _PREFIX not in str(error.filename or _PREFIX):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(directory)) from error
 
 
 def _same(new: Path, old: Path) -> bool:
