@@ -12,13 +12,13 @@ from numbers import Integral, Real
 from pathlib import Path
 
 from pyllama2c import _core
-from pyllama2c.errors import ArgumentError, Pyllama2cError
+from pyllama2c.errors import ArgumentError, Pyllama2cError, shown
 from pyllama2c.sampling import SamplingOptions, SamplingParams
 
 Prompt = str | Sequence[int]
 
-# Sequences of integers, but nobody means token ids by them.
-_BYTES = (bytes, bytearray, memoryview)
+# They hold integers, but nobody means token ids by them, or they have no order.
+_NO_IDS = (bytes, bytearray, memoryview, dict, set, frozenset)
 
 
 def parse_bytes(name: str, value: int | str) -> int:
@@ -37,7 +37,7 @@ def parse_bytes(name: str, value: int | str) -> int:
     elif not isinstance(value, bool) and isinstance(value, Integral) and 0 < value < 2**63:
         return int(value)
     raise ArgumentError(
-        f'{name} is {value!r:.80}, expected bytes, or text such as "512MiB" or "1GiB"'
+        f'{name} is {shown(value)}, expected bytes, or text such as "512MiB" or "1GiB"'
     )
 
 
@@ -48,14 +48,14 @@ def milliseconds(name: str, value: float) -> float:
     except OverflowError:  # an int beyond all floats
         number = math.inf
     if not 0 <= number < math.inf:
-        raise ArgumentError(f"{name} is {value!r}, expected milliseconds, or None")
+        raise ArgumentError(f"{name} is {shown(value)}, expected milliseconds, or None")
     return number
 
 
 def parse_kv_type(name: str) -> _core.KvType:
     types = _core.KvType.__members__
     if not isinstance(name, str) or name not in types:
-        raise ArgumentError(f"kv_dtype is {name!r}, expected one of {', '.join(types)}")
+        raise ArgumentError(f"kv_dtype is {shown(name)}, expected one of {', '.join(types)}")
     return types[name]
 
 
@@ -65,13 +65,20 @@ def positive(name: str, value: int, most: int, *, least: int = 1) -> int:
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or not least <= number <= most:
-        raise ArgumentError(f"{name} is {value!r}, expected a whole number from {least} to {most}")
+        raise ArgumentError(
+            f"{name} is {shown(value)}, expected a whole number from {least} to {most}"
+        )
     return number
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def as_utf8(name: str, text: str) -> bytes:
     if not isinstance(text, str):
-        raise ArgumentError(f"{name} is {text!r:.80}, expected a str")
+        raise ArgumentError(f"{name} is {shown(text)}, expected a str")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -81,32 +88,35 @@ def as_utf8(name: str, text: str) -> bytes:
         ) from None
 
 
-def as_ids(ids: Sequence[int]) -> list[int]:
+def as_ids(ids: Sequence[int], vocab_size: int, name: str = "ids") -> list[int]:
+    """Token ids of the vocabulary. Raises ArgumentError naming the argument ``name``."""
     try:
-        result = None if isinstance(ids, _BYTES) else [operator.index(i) for i in ids]
+        # True and False are numbers, but nobody means token ids by them.
+        whole = not isinstance(ids, _NO_IDS) and not any(isinstance(i, bool) for i in ids)
+        result = [operator.index(i) for i in ids] if whole else None
     except TypeError:
         result = None
     if result is None:
-        raise ArgumentError(f"ids is {ids!r:.80}, expected a sequence of whole numbers")
+        raise ArgumentError(f"{name} is {shown(ids)}, expected a sequence of whole numbers")
     for i in result:
-        if not 0 <= i < 2**31:
-            raise ArgumentError(f"ids holds {i}, expected a token id of the vocabulary")
+        if not 0 <= i < vocab_size:
+            raise ArgumentError(f"{name} holds token {shown(i)}, expected 0 to {vocab_size - 1}")
     return result
 
 
 def as_path(name: str, value: object, error: type[Pyllama2cError] = ArgumentError) -> Path:
     """A path that a file can have; whether there is one, who opens it will tell."""
     if not isinstance(value, (str, os.PathLike)) or not isinstance(os.fspath(value), str):
-        raise ArgumentError(f"{name} is {value!r:.80}, expected a path")
+        raise ArgumentError(f"{name} is {shown(value)}, expected a path")
     if not os.fspath(value):
         raise error(f"{name} is empty, expected the name of a file or directory")
     try:
         os.lstat(value)
     except ValueError as problem:  # a NUL character, half of a surrogate pair
-        raise error(f"{name} is {os.fspath(value)!r:.200}: {problem}") from None
+        raise error(f"{name} is {shown(os.fspath(value), 200)}: {problem}") from None
     except OSError as problem:
         if problem.errno == errno.ENAMETOOLONG:
-            raise error(f"{name} is {os.fspath(value)!r:.200}: {problem.strerror}") from None
+            raise error(f"{name} is {shown(os.fspath(value), 200)}: {problem.strerror}") from None
     return Path(value)
 
 
@@ -118,27 +128,33 @@ def _iterates(prompt: object) -> bool:
     return True
 
 
+def _is_id(item: object) -> bool:
+    # A bool has an __index__ too, and so have numpy's arrays of one element.
+    return (
+        hasattr(item, "__index__") and not isinstance(item, bool) and not hasattr(item, "__len__")
+    )
+
+
 def as_prompts(name: str, prompt: object) -> tuple[list[Prompt], bool]:
     """The prompts in a list, and whether there may be several."""
     if isinstance(prompt, str):
         as_utf8(name, prompt)
         return [prompt], False
-    if isinstance(prompt, (*_BYTES, dict)) or not _iterates(prompt):
+    if isinstance(prompt, _NO_IDS) or not _iterates(prompt):
         raise ArgumentError(
-            f"{name} is {prompt!r:.80}, expected text, token ids, or a list of those"
+            f"{name} is {shown(prompt)}, expected text, token ids, or a list of those"
         )
     items = list(prompt)  # type: ignore[call-overload]
-    # numpy's arrays have an __index__ too, for those of one element.
-    strangers = [i for i in items if not hasattr(i, "__index__") or hasattr(i, "__len__")]
+    strangers = [i for i in items if not _is_id(i)]
     if items and not strangers:
         return [items], False
     for item in strangers:
         if not _iterates(item):
-            raise ArgumentError(f"{name} holds {item!r:.80}, expected text or token ids")
+            raise ArgumentError(f"{name} holds {shown(item)}, expected text or token ids")
         if isinstance(item, str):
             as_utf8(name, item)
     if len(strangers) < len(items):
-        raise ArgumentError(f"{name} is {prompt!r:.80}, expected either token ids or a list")
+        raise ArgumentError(f"{name} is {shown(prompt)}, expected either token ids or a list")
     return items, True
 
 
@@ -147,13 +163,15 @@ def as_params(
     options: Mapping[str, object],
     n_prompts: int,
     is_batch: bool,
+    others: Sequence[str] = (),
 ) -> list[SamplingParams]:
+    """The parameters of each prompt; ``others`` is what the call takes beside `SamplingOptions`."""
     if params is None:
         many = [SamplingParams()] * n_prompts
     elif isinstance(params, SamplingParams):
         many = [params] * n_prompts
     elif not is_batch or not isinstance(params, Sequence):
-        raise ArgumentError(f"params is {params!r:.80}, expected a SamplingParams")
+        raise ArgumentError(f"params is {shown(params)}, expected a SamplingParams")
     else:
         many = list(params)
     if len(many) != n_prompts:
@@ -162,29 +180,32 @@ def as_params(
         )
     for one in many:
         if not isinstance(one, SamplingParams):
-            raise ArgumentError(f"params holds {one!r:.80}, expected a SamplingParams")
+            raise ArgumentError(f"params holds {shown(one)}, expected a SamplingParams")
     if not options:
         return many
-    known = SamplingOptions.__annotations__
+    known = (*others, *SamplingOptions.__annotations__)
     for name in options:
         if name not in known:
             from difflib import get_close_matches
 
-            near = get_close_matches(name, known, 1)
+            begun = [one for one in known if one.startswith(name)]
+            near = begun or get_close_matches(name, known, 1)
             advice = f": did you mean {near[0]}?" if near else f", expected {', '.join(known)}"
             raise ArgumentError(f"unknown option {name!r}{advice}")
     return [one.replace(**options) for one in many]
 
 
-def merged_params(params: SamplingParams | None, options: Mapping[str, object]) -> SamplingParams:
+def merged_params(
+    params: SamplingParams | None, options: Mapping[str, object], others: Sequence[str] = ()
+) -> SamplingParams:
     """One set of parameters, the options on top."""
-    return as_params(params, options, 1, False)[0]
+    return as_params(params, options, 1, False, others)[0]
 
 
 def as_one(name: str, prompt: object) -> Prompt:
     """A prompt that is no list of prompts."""
-    if isinstance(prompt, (*_BYTES, dict)) or not _iterates(prompt):
-        raise ArgumentError(f"{name} is {prompt!r:.80}, expected text or token ids")
+    if isinstance(prompt, _NO_IDS) or not _iterates(prompt):
+        raise ArgumentError(f"{name} is {shown(prompt)}, expected text or token ids")
     prompts, is_batch = as_prompts(name, prompt)
     if is_batch and prompts:
         raise ArgumentError(f"{name} is a list of prompts, expected one text or list of ids")

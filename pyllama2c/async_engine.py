@@ -16,8 +16,8 @@ from pyllama2c.arguments import Prompt, merged_params, positive
 from pyllama2c.engine import DEFAULT_MAX_WAITING, Engine
 from pyllama2c.errors import BusyError, ClosedError
 from pyllama2c.outputs import Chunk, Completion
-from pyllama2c.requests import OnDeadline, Overflow, Request, Terms
-from pyllama2c.session import SessionBase, new_state, restore_state
+from pyllama2c.requests import OF_REQUESTS, OnDeadline, Overflow, Request, Terms
+from pyllama2c.session import OF_SESSIONS, SessionBase, new_state, restore_state
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -228,7 +228,10 @@ class AsyncEngine:
         """
         terms = Terms(priority, deadline_ms, on_deadline, overflow)
         request = self._engine._submit(
-            prompt, merged_params(params, options), terms, max_unread=self._max_unread
+            prompt,
+            merged_params(params, options, OF_REQUESTS),
+            terms,
+            max_unread=self._max_unread,
         )
         return self._follow(request)
 
@@ -274,7 +277,7 @@ class AsyncEngine:
     ) -> AsyncSession:
         """A character with a history. Args and errors are those of `Engine.session`."""
         self._engine._live()
-        params = merged_params(params, options)
+        params = merged_params(params, options, OF_SESSIONS)
         return AsyncSession(self, new_state(self._engine, name, prefix, params, overflow))
 
     def restore(self, data: bytes) -> AsyncSession:

@@ -18,13 +18,14 @@ from pyllama2c.arguments import (
     milliseconds,
     parse_bytes,
     parse_kv_type,
+    physical_memory,
     positive,
 )
-from pyllama2c.errors import ArgumentError, BusyError, ClosedError
+from pyllama2c.errors import ArgumentError, BusyError, ClosedError, shown
 from pyllama2c.generation import Generation
 from pyllama2c.model import KvDType, Model
 from pyllama2c.outputs import Chunk, Completion
-from pyllama2c.requests import Event, OnDeadline, Overflow, Request, Terms
+from pyllama2c.requests import OF_REQUESTS, Event, OnDeadline, Overflow, Request, Terms
 from pyllama2c.stats import EngineStats, from_core
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from pyllama2c.session import Prefix, Session, SessionBase
 
 DEFAULT_MAX_WAITING = 1024
-_MAX_BLOCKS = 1 << 17  # 2 million tokens: tiny models need no more, and the books take memory too
 
 
 class Engine:
@@ -52,11 +52,13 @@ class Engine:
         model: what writes. Its weights are shared; closing it closes the engine.
         max_sequences: how many requests are computed together; more wait their turn. Default: 64.
         kv_memory: most memory for keys and values, in bytes or as text; taken as it is used. Where
-            it is full, requests wait, and the lowest in priority makes room. Default: ``"1GiB"``.
+            it is full, requests wait, and the lowest in priority makes room. Less than one context
+            makes texts end (or slide) earlier: see `max_length`. Default: ``"1GiB"``.
         prefill_chunk: how many prompt tokens a step computes beside the texts in progress: more
             reads prompts faster, less keeps the others talking more evenly. Default: 64.
-        max_waiting: how many requests may wait beside those being computed; None for any number.
-            Default: 1024.
+        max_waiting: how many requests may wait beside those being computed, whatever their
+            priority: new ones, those sent back, and those whose readers are behind; None for any
+            number. Default: 1024.
         preallocate: take all of `kv_memory` now, so that no step has to wait for the operating
             system to hand it out (several milliseconds at times). Default: False.
         kv_dtype: how to keep keys and values. Default: as the model does.
@@ -80,15 +82,20 @@ class Engine:
         n_threads: int | None = None,
     ) -> None:
         if not isinstance(model, Model):
-            raise ArgumentError(f"model is {model!r}, expected a pyllama2c.Model")
+            raise ArgumentError(f"model is {shown(model)}, expected a pyllama2c.Model")
         self.model = model
         kv_type = model._kv_type if kv_dtype is None else parse_kv_type(kv_dtype)
         if max_waiting is not None:
             max_waiting = positive("max_waiting", max_waiting, 2**31 - 1, least=0)
         if not isinstance(preallocate, bool):
-            raise ArgumentError(f"preallocate is {preallocate!r}, expected True or False")
+            raise ArgumentError(f"preallocate is {shown(preallocate)}, expected True or False")
         n_blocks = model._count_blocks(parse_bytes("kv_memory", kv_memory), kv_type)
         self._block_bytes = model._weights.kv_bytes_per_block(kv_type)
+        if preallocate and n_blocks * self._block_bytes > (most := physical_memory()):
+            raise ArgumentError(
+                f"kv_memory is {shown(kv_memory)}, of which {n_blocks * self._block_bytes} bytes "
+                f"would be used; expected less than this machine's {most} with preallocate"
+            )
         self._kv_dtype = kv_type.name
         self._make_core: Callable[[], _core.Engine] | None = partial(
             _core.Engine,
@@ -99,7 +106,7 @@ class Engine:
             ),
             max_sequences=positive("max_sequences", max_sequences, 1 << 16),
             prefill_chunk=positive("prefill_chunk", prefill_chunk, 1 << 20),
-            n_blocks=min(n_blocks, _MAX_BLOCKS),
+            n_blocks=n_blocks,
             max_waiting=-1 if max_waiting is None else max_waiting,
             preallocate=preallocate,
         )
@@ -153,22 +160,23 @@ class Engine:
 
         Raises:
             ArgumentError: an argument is out of range.
-            CapacityError: the prompt can never fit into the context or the engine's memory.
+            CapacityError: the prompt can never fit into the context or the engine's memory, or
+                with `max_tokens` it would fit the one but not the other.
             Overloaded: `max_waiting` requests are waiting already.
             TokenizerError: a text prompt for a model without a tokenizer.
             ClosedError: the engine or its model is closed.
         """
         terms = Terms(priority, deadline_ms, on_deadline, overflow)
-        return self._submit(prompt, merged_params(params, options), terms)
+        return self._submit(prompt, merged_params(params, options, OF_REQUESTS), terms)
 
     def step(self, budget_ms: float | None = None) -> list[Event]:
         """Compute for a while and return what came of it: for each request with news an `Event`.
 
         Args:
             budget_ms: most milliseconds to take; passes that do not fit go on in the next call. The
-                call may take longer by the time of one layer of the model, and where another thread
-                is in `step`, by what that one takes. Default: one pass over all requests, however
-                long it takes.
+                call may take longer by the time of one layer of the model, which it computes even
+                with a budget of 0, and where another thread is in `step`, by what that one takes.
+                Default: one pass over all requests, however long it takes.
 
         Returns:
             The events, none when there is nothing to do. A request may have had several tokens.
@@ -216,7 +224,7 @@ class Engine:
         from pyllama2c.session import Prefix
 
         self._live()
-        return Prefix(self, self.model._encode(as_one("text", text)))
+        return Prefix(self, self.model._encode(as_one("text", text), name="text"))
 
     def session(
         self,
@@ -243,12 +251,11 @@ class Engine:
             TokenizerError: a text for a model without a tokenizer.
             ClosedError: the engine or its model is closed.
         """
-        from pyllama2c.session import Session, new_state
+        from pyllama2c.session import OF_SESSIONS, Session, new_state
 
         self._live()
-        return Session(
-            self, new_state(self, name, prefix, merged_params(params, options), overflow)
-        )
+        params = merged_params(params, options, OF_SESSIONS)
+        return Session(self, new_state(self, name, prefix, params, overflow))
 
     def restore(self, data: bytes) -> Session:
         """A session that was saved by `Session.save`, in this or another process.

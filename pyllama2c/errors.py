@@ -48,3 +48,12 @@ class ClosedError(Pyllama2cError, RuntimeError):
 
 class MissingExtraError(Pyllama2cError, ImportError):
     """An optional dependency is not installed; the message says which extra brings it."""
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as an error's message shows it: its repr, not without end, or its type alone."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of thousands of digits, or the caller's own
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= most else text[: most - 3] + "..."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pyllama2c import _core
-from pyllama2c.errors import ArgumentError, CheckpointError
+from pyllama2c.errors import ArgumentError, CheckpointError, shown
 
 if TYPE_CHECKING:
     from pyllama2c.checkpoint import Checkpoint
@@ -70,7 +70,9 @@ def load_weights(path: Path, dtype: str, mmap: bool | None, n_threads: int) -> L
         ArgumentError: dtype or mmap ask for what the model does not store.
     """
     if not isinstance(dtype, str):  # as numpy's and PyTorch's types are not
-        raise ArgumentError(f"dtype is {dtype!r}, expected auto, float32, bfloat16, int8 or int4")
+        raise ArgumentError(
+            f"dtype is {shown(dtype)}, expected auto, float32, bfloat16, int8 or int4"
+        )
     if path.is_file() and is_safetensors(path):
         return _load_packed(path, dtype, mmap, n_threads)
     if (kind := pickled_kind(path)) is not None:

@@ -27,7 +27,7 @@ from pyllama2c.arguments import (
     positive,
 )
 from pyllama2c.config import ModelConfig
-from pyllama2c.errors import ArgumentError, CheckpointError, ClosedError, TokenizerError
+from pyllama2c.errors import ArgumentError, CheckpointError, ClosedError, TokenizerError, shown
 from pyllama2c.generation import DEFAULT_BOS_ID, Generation
 from pyllama2c.loading import load_weights
 from pyllama2c.outputs import Chunk, Completion
@@ -49,6 +49,7 @@ DEFAULT_MODEL = Path(__file__).parent / "assets" / "tonghua-3m.bin"
 
 BLOCK_TOKENS = 16  # of the KV cache
 _DEFAULT_KV_BYTES = 512 << 20
+_MAX_BLOCKS = 1 << 17  # 2 million tokens: tiny models need no more, and the books take memory too
 
 
 class Model:
@@ -72,8 +73,8 @@ class Model:
         mmap: use the weights of a packed file where they lie: processes share them, and nothing is
             read before it is needed. False copies them into huge pages, as other files' weights
             always are. Default: True for packed files.
-        kv_dtype: how to keep keys and values: ``"float32"`` (the default), ``"float16"`` or
-            ``"int8"``.
+        kv_dtype: how to keep keys and values: ``"float32"`` (the default), ``"float16"``, which
+            keeps what is beyond 65504 as that, or ``"int8"``.
         n_threads: threads to compute with. Default: the CPUs this process may use (affinity and
             container quota). Small models use fewer where more would not help.
         max_sequences: how many requests are computed together; more wait their turn. Default: 64.
@@ -82,7 +83,8 @@ class Model:
         kv_memory: most memory for keys and values, in bytes or as text (``"1GiB"``); taken as it
             is used. What texts leave there is found again by prompts that begin alike. Default:
             512 MiB, less for models whose 32 full contexts need less, and never less than one
-            full context, of which the memory of old texts takes two contexts at most.
+            full context, of which the memory of old texts takes two contexts at most. With less
+            than one full context texts end where it is full.
 
     Raises:
         CheckpointError: the file is no usable model; the message names the field.
@@ -105,7 +107,7 @@ class Model:
     ) -> None:
         self.path = DEFAULT_MODEL if path is None else as_path("path", path, CheckpointError)
         if mmap is not None and not isinstance(mmap, bool):
-            raise ArgumentError(f"mmap is {mmap!r:.80}, expected True, False or None")
+            raise ArgumentError(f"mmap is {shown(mmap)}, expected True, False or None")
         self._n_threads = (
             _core.available_cpus() if n_threads is None else positive("n_threads", n_threads, 1024)
         )
@@ -173,7 +175,7 @@ class Model:
                 f"kv_memory is {kv_bytes} bytes, expected at least {per_block}: "
                 f"{BLOCK_TOKENS} tokens' keys and values"
             )
-        return min(blocks, 2**31 - 2)
+        return min(blocks, max(_MAX_BLOCKS, context))
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a sequence of them, too
@@ -212,7 +214,8 @@ class Model:
 
         Raises:
             ArgumentError: a parameter or token id is out of range.
-            CapacityError: a prompt is longer than the context.
+            CapacityError: a prompt is longer than the context; or `kv_memory` holds less than that
+                and a text of `max_tokens` may not fit it.
             TokenizerError: a text prompt for a model without a tokenizer.
             ClosedError: the model is closed.
         """
@@ -262,7 +265,10 @@ class Model:
             ClosedError: the model is closed.
         """
         return self._weights.logits(
-            as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
+            as_ids(ids, self.config.vocab_size),
+            self._kv_type,
+            self._n_threads,
+            self._prefill_chunk,
         )
 
     def log_probabilities(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -281,7 +287,10 @@ class Model:
             ClosedError: the model is closed.
         """
         return self._weights.log_probabilities(
-            as_ids(ids), self._kv_type, self._n_threads, self._prefill_chunk
+            as_ids(ids, self.config.vocab_size),
+            self._kv_type,
+            self._n_threads,
+            self._prefill_chunk,
         )
 
     def info(self) -> dict[str, Any]:
@@ -352,10 +361,12 @@ class Model:
             raise ClosedError("the model is closed")
         return self._engine
 
-    def _encode(self, prompt: Prompt, after: Sequence[int] | None = None) -> list[int]:
+    def _encode(
+        self, prompt: Prompt, after: Sequence[int] | None = None, name: str = "prompt"
+    ) -> list[int]:
         """The ids of a prompt, or of what follows the ids `after`."""
         if not isinstance(prompt, str):
-            return as_ids(prompt)
+            return as_ids(prompt, self.config.vocab_size, name)
         if self.tokenizer is not None:
             if after is None:
                 return self.tokenizer.encode(prompt)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from pyllama2c.arguments import as_utf8, milliseconds
-from pyllama2c.errors import ArgumentError
+from pyllama2c.errors import ArgumentError, shown
 from pyllama2c.outputs import Chunk, Completion, FinishReason
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 Overflow = Literal["stop", "slide"]
 OnDeadline = str | Callable[[str], str]
+
+# Names of what `Engine.submit` takes beside `SamplingOptions`.
+OF_REQUESTS = ("priority", "deadline_ms", "on_deadline", "overflow")
 
 SENTENCE_ENDS = "。！？.!?"
 _CLOSING = "”’」』》】）)\"'"  # belong to the sentence before
@@ -39,18 +42,20 @@ class Terms:
         except TypeError:
             priority = 2**31
         if isinstance(self.priority, bool) or not -(2**31) <= priority < 2**31:
-            raise ArgumentError(f"priority is {self.priority!r}, expected a 32-bit whole number")
+            raise ArgumentError(
+                f"priority is {shown(self.priority)}, expected a 32-bit whole number"
+            )
         if self.deadline_ms is not None:
             milliseconds("deadline_ms", self.deadline_ms)
         if isinstance(self.on_deadline, str):
             as_utf8("on_deadline", self.on_deadline)
         elif not callable(self.on_deadline):
             raise ArgumentError(
-                f'on_deadline is {self.on_deadline!r}, expected "sentence", a line to say instead, '
-                "or a function from text to text"
+                f'on_deadline is {shown(self.on_deadline)}, expected "sentence", a line to say '
+                "instead, or a function from text to text"
             )
         if not isinstance(self.overflow, str) or self.overflow not in ("stop", "slide"):
-            raise ArgumentError(f'overflow is {self.overflow!r}, expected "stop" or "slide"')
+            raise ArgumentError(f'overflow is {shown(self.overflow)}, expected "stop" or "slide"')
 
     @property
     def finisher(self) -> Callable[[str], str]:
@@ -164,7 +169,7 @@ class Event:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """None until the request's last event."""
+        """None until the request's last event. (One that is cancelled has none.)"""
         return self.chunk.finish_reason
 
     @property

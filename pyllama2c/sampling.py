@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypedDict
 
-from pyllama2c.errors import ArgumentError
+from pyllama2c.errors import ArgumentError, shown
 
 MAX_SEED = 2**64 - 1
 _MAX_TOKEN_ID = _MAX_TOKENS = 2**31 - 1
@@ -119,9 +119,7 @@ class _FrozenDict(dict[int, float]):
 
 
 def _refuse(name: str, value: object, expected: str) -> NoReturn:
-    shown = repr(value)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    raise ArgumentError(f"{name} is {shown}, expected {expected}")
+    raise ArgumentError(f"{name} is {shown(value)}, expected {expected}")
 
 
 def _is_bool(value: object) -> bool:
@@ -162,7 +160,7 @@ def _logit_bias(value: Any) -> _FrozenDict | None:
     return _FrozenDict(
         {
             _int("logit_bias key", token_id, 0, _MAX_TOKEN_ID): _float(
-                f"logit_bias[{token_id!r}]", bias, -1e6, 1e6
+                f"logit_bias[{shown(token_id)}]", bias, -1e6, 1e6
             )
             for token_id, bias in value.items()
         }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pyllama2c import saved
 from pyllama2c.arguments import Prompt, as_one, merged_params
-from pyllama2c.errors import ArgumentError, BusyError, CapacityError, RestoreError
+from pyllama2c.errors import ArgumentError, BusyError, CapacityError, RestoreError, shown
 from pyllama2c.generation import Generation
 from pyllama2c.model import BLOCK_TOKENS
 from pyllama2c.outputs import Chunk, Completion
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 
     from pyllama2c.engine import Engine
     from pyllama2c.sampling import SamplingOptions, SamplingParams
+
+
+# Names of what a session and its texts take beside `SamplingOptions`.
+OF_SESSIONS = ("name", "prefix", "overflow")
+OF_TEXTS = ("priority", "deadline_ms", "on_deadline")
 
 
 class Prefix:
@@ -42,7 +47,7 @@ class Prefix:
         is closed.
         """
         self._engine._live()
-        more = self._engine.model._encode(as_one("text", text), after=self.ids)
+        more = self._engine.model._encode(as_one("text", text), self.ids, "text")
         return Prefix(self._engine, [*self.ids, *more])
 
     def __len__(self) -> int:
@@ -221,13 +226,13 @@ class SessionBase:
             return request
 
     def _encode(self, text: Prompt) -> list[int]:
-        return self._engine.model._encode(as_one("text", text), after=self.ids)
+        return self._engine.model._encode(as_one("text", text), self.ids, "text")
 
     def _new_draft(
         self, n_said: int, params: SamplingParams | None, options: SamplingOptions
     ) -> Draft:
         state = self._state
-        own = merged_params(state.params if params is None else params, options)
+        own = merged_params(state.params if params is None else params, options, OF_TEXTS)
         if (params is None or params.seed is None) and "seed" not in options:
             rng_state = state.draft.rng_state if state.draft else state.rng_state
             own = own.replace(seed=rng_state)
@@ -280,7 +285,8 @@ class Session(SessionBase):
 
         Raises:
             BusyError: it is still talking.
-            CapacityError: the context is full, and the session does not slide.
+            CapacityError: the context is full, and the session does not slide; or the engine's
+                memory, as in `Engine.submit`.
             Overloaded: too many requests are waiting.
             ArgumentError: an argument is out of range.
             TokenizerError: a text for a model without a tokenizer.
@@ -355,7 +361,9 @@ def new_state(
             raise ArgumentError("prefix is of an engine whose model has another tokenizer")
         ids = list(prefix.ids)
     else:
-        ids = engine.model._encode("" if prefix is None else as_one("prefix", prefix))
+        ids = engine.model._encode(
+            "" if prefix is None else as_one("prefix", prefix), name="prefix"
+        )
     if len(ids) + 2 > engine.max_length:
         raise CapacityError(
             f"prefix has {len(ids)} tokens, at most {engine.max_length - 2} leave room for a text"
@@ -386,5 +394,5 @@ def _pieces(tokenizer: Tokenizer | None) -> bytes:
 
 def _checked_name(name: str) -> str:
     if not isinstance(name, str):
-        raise ArgumentError(f"name is {name!r}, expected a str")
+        raise ArgumentError(f"name is {shown(name)}, expected a str")
     return name

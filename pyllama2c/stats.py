@@ -7,7 +7,7 @@ from numbers import Real
 from typing import Any
 
 from pyllama2c import _core
-from pyllama2c.errors import ArgumentError
+from pyllama2c.errors import ArgumentError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Histogram:
         0.0 if nothing was measured. Raises ArgumentError unless `percent` is from 0 to 100.
         """
         if not isinstance(percent, Real) or not 0 <= percent <= 100:
-            raise ArgumentError(f"percent is {percent!r}, expected 0 to 100")
+            raise ArgumentError(f"percent is {shown(percent)}, expected 0 to 100")
         rank, seen = self.count * percent / 100, 0
         for n, edge in zip(self.counts, self.edges, strict=False):
             seen += n
@@ -53,7 +53,7 @@ class Histogram:
     def since(self, earlier: Histogram) -> Histogram:
         """What was measured after `earlier`. Raises ArgumentError unless that is one, too."""
         if not isinstance(earlier, Histogram):
-            raise ArgumentError(f"earlier is {earlier!r:.80}, expected a Histogram")
+            raise ArgumentError(f"earlier is {shown(earlier)}, expected a Histogram")
         return Histogram(tuple(a - b for a, b in zip(self.counts, earlier.counts, strict=True)))
 
 
@@ -114,7 +114,7 @@ class EngineStats:
         Raises ArgumentError unless `earlier` is what an engine's ``stats()`` gave.
         """
         if not isinstance(earlier, EngineStats):
-            raise ArgumentError(f"earlier is {earlier!r:.80}, expected an EngineStats")
+            raise ArgumentError(f"earlier is {shown(earlier)}, expected an EngineStats")
         changes: dict[str, Any] = {}
         for field in fields(self)[5:]:
             now, before = getattr(self, field.name), getattr(earlier, field.name)

@@ -34,6 +34,10 @@ def model(speaker: Path) -> Iterator[Model]:
         ({"overflow": np.array(["stop", "slide"])}, "overflow is array"),
         ({"temperature": -1}, "temperature is -1"),
         ({"no_such_option": 1}, "no_such_option"),
+        ({"deadline": 5}, "unknown option 'deadline': did you mean deadline_ms"),
+        ({"priority": 10**5000}, "priority is <int>"),
+        ({"max_tokens": 10**5000}, "max_tokens is <int>"),
+        ({"deadline_ms": 10**5000}, "deadline_ms is <int>"),
         ({"stop_token_ids": [420]}, "stop_token_ids names token 420"),
     ],
 )

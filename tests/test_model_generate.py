@@ -290,7 +290,7 @@ def test_bad_lists_are_named(model: Model) -> None:
         ([[]], "prompt has no tokens"),
         ([0.5], "0.5"),
         ([None], "None"),
-        ([b"Once"], "ids is b'Once'"),
+        ([b"Once"], "prompt is b'Once'"),
         ([[5], None], "prompt holds None"),
         ([5, [5]], "expected either token ids or a list"),
     ):

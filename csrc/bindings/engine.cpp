@@ -32,11 +32,17 @@ std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvT
                                     int max_cached) {
     const ReleaseGil release;
     const int max_rows = max_sequences + prefill_chunk;
-    auto backend =
-        std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
-    if (preallocate) backend->take_memory();
-    return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk, max_waiting,
-                                    max_cached);
+    try {
+        auto backend =
+            std::make_unique<CpuTransformer>(weights, kv_type, n_threads, max_rows, n_blocks);
+        if (preallocate) backend->take_memory();
+        return std::make_unique<Engine>(std::move(backend), max_sequences, prefill_chunk,
+                                        max_waiting, max_cached);
+    } catch (const CapacityError& error) {
+        throw CapacityError(text(error.what(), " for an engine: ask for less kv_memory, which is ",
+                                 n_blocks * KvCache::bytes_per_block(weights->config(), kv_type),
+                                 " bytes, or fewer max_sequences"));
+    }
 }
 
 uint64_t submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pyllama2c.arguments import as_path, as_utf8
-from pyllama2c.errors import ArgumentError, TokenizerError
+from pyllama2c.errors import ArgumentError, TokenizerError, shown
 from pyllama2c.tokenizer.model_proto import (
     ADD_DUMMY_PREFIX,
     NORMALIZER_SPEC,
@@ -44,7 +44,7 @@ class Tokenizer:
         name = str(path) if path else "model"
         if not isinstance(model, bytes):
             raise ArgumentError(
-                f"model is {model!r:.80}, expected the bytes of one; for a path, Tokenizer.load"
+                f"model is {shown(model)}, expected the bytes of one; for a path, Tokenizer.load"
             )
         self._processor = SentencePieceProcessor()
         try:
@@ -150,7 +150,7 @@ class Tokenizer:
         Raises ArgumentError for an id that the vocabulary does not have.
         """
         if not hasattr(ids, "__iter__"):
-            raise ArgumentError(f"ids is {ids!r}, expected a sequence of token ids")
+            raise ArgumentError(f"ids is {shown(ids)}, expected a sequence of token ids")
         text: str = self._processor.decode([self._checked(i) for i in ids])
         return text
 
@@ -213,9 +213,9 @@ class Tokenizer:
         try:
             index = operator.index(token_id)
         except TypeError:
-            raise ArgumentError(f"token id is {token_id!r}, expected an int") from None
+            raise ArgumentError(f"token id is {shown(token_id)}, expected an int") from None
         if not 0 <= index < self.vocab_size:
             raise ArgumentError(
-                f"token id is {index}, expected 0 to {self.vocab_size - 1} (the vocabulary)"
+                f"token id is {shown(index)}, expected 0 to {self.vocab_size - 1} (the vocabulary)"
             )
         return index
