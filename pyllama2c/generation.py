@@ -24,6 +24,7 @@ _REASONS: dict[_core.FinishReason, FinishReason] = {
     _core.FinishReason.STOP: "stop",
     _core.FinishReason.LENGTH: "length",
     _core.FinishReason.DEADLINE: "deadline",
+    _core.FinishReason.CANCELLED: "cancelled",  # memory ran out in the middle of a pass
 }
 
 

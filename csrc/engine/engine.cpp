@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <new>
 #include <utility>
 
 #include "base/error.h"
@@ -76,16 +77,22 @@ uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingPa
     slide(*sequence);
     sequence->n_start = sequence->tokens.size();
     requests_[sequence->id] = sequence;
-    ++stats_.requests;
     const int32_t most = sequence->sampler.params().max_tokens;
-    if (most >= 0 && sequence->text.size() >= static_cast<size_t>(most)) {
-        sequence->finish = FinishReason::kLength;
-        ++stats_.finished;
-        announce(*sequence);
-    } else {
-        next_deadline_ = std::min(next_deadline_, options.deadline);
-        scheduler_.add(sequence);
+    const bool ended = most >= 0 && sequence->text.size() >= static_cast<size_t>(most);
+    try {
+        if (ended) {
+            sequence->finish = FinishReason::kLength;
+            announce(*sequence);
+        } else {
+            scheduler_.add(sequence);
+        }
+    } catch (...) {
+        requests_.erase(sequence->id);
+        throw;
     }
+    ++stats_.requests;
+    stats_.finished += ended;
+    if (!ended) next_deadline_ = std::min(next_deadline_, options.deadline);
     return sequence->id;
 }
 
@@ -107,14 +114,19 @@ void Engine::retire(const std::shared_ptr<Sequence>& sequence, FinishReason reas
 
 void Engine::announce(Sequence& sequence) {
     if (!sequence.options.announce) return;
-    const size_t half = (sequence.options.max_unread + 1) / 2;
+    const size_t half = (size_t{1} + sequence.options.max_unread) / 2;
     pressing_ |= sequence.finish != FinishReason::kNone || sequence.n_unread() == half;
     if (sequence.announced) return;
-    sequence.announced = true;
     announced_.push_back(sequence.id);
+    sequence.announced = true;
 }
 
 std::vector<uint64_t> Engine::take_announced() {
+    for (const uint64_t id : announced_) {
+        if (const auto found = requests_.find(id); found != requests_.end()) {
+            found->second->announced = false;
+        }
+    }
     pressing_ = false;
     return std::exchange(announced_, {});
 }
@@ -130,16 +142,21 @@ std::vector<Progress> Engine::fetch(const std::vector<uint64_t>& ids, bool until
     for (const uint64_t id : ids) {
         const auto found = requests_.find(id);
         if (found == requests_.end()) continue;
-        Sequence& s = *found->second;
-        s.announced = false;
+        const Sequence& s = *found->second;
         if (s.n_unread() == 0 && s.finish == FinishReason::kNone) continue;
         Progress news{id, {s.text.begin() + s.n_delivered, s.text.end()}, s.finish};
-        s.n_delivered = s.text.size();
         news.cached_tokens = s.n_cached;
         news.prefill_seconds = seconds(s.submitted, s.first_token);
         news.decode_seconds = seconds(s.first_token, s.last_token);
-        if (s.finish != FinishReason::kNone) requests_.erase(found);
         progress.push_back(std::move(news));
+    }
+    // Only now, when no memory is wanted any more, is it counted as told.
+    for (const uint64_t id : ids) {
+        const auto found = requests_.find(id);
+        if (found == requests_.end()) continue;
+        Sequence& s = *found->second;
+        s.n_delivered = s.text.size();
+        if (s.finish != FinishReason::kNone) requests_.erase(found);
     }
     return progress;
 }
@@ -179,7 +196,9 @@ std::vector<uint64_t> Engine::compute(Clock::time_point until, const Interrupted
 std::vector<Progress> Engine::step(Clock::time_point deadline, const Interrupted& interrupted) {
     Lock lock(mutex_);
     compute_until(lock, deadline, interrupted);
-    return fetch(take_announced(), false);
+    std::vector<Progress> progress = fetch(announced_, false);
+    take_announced();
+    return progress;
 }
 
 void Engine::compute_until(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted) {
@@ -224,17 +243,17 @@ bool Engine::compute_some(Lock& lock, Clock::time_point deadline, const Interrup
     const Clock::time_point until =
         std::min({deadline, next_deadline_, Clock::now() + kBetweenInterrupts});
     lock.unlock();
-    bool done = false;
     try {
-        done = advance_pass(until);
-    } catch (...) {
+        const bool done = advance_pass(until);
         lock.lock();
+        if (done) finish_pass();
+    } catch (...) {
+        if (!lock.owns_lock()) lock.lock();
+        abandon_pass();
         computing_ = false;
         news_.notify_all();
         throw;
     }
-    lock.lock();
-    if (done) finish_pass();
     computing_ = false;
     news_.notify_all();
     return true;
@@ -265,6 +284,24 @@ bool Engine::start_pass() {
     forward_seconds_ = pass_seconds_ = 0;
     n_sampled_ = 0;
     return true;
+}
+
+// Ends the texts of a pass that cannot go on: some of them may have their token, some not.
+void Engine::abandon_pass() noexcept {
+    for (const Scheduled& item : scheduled_) {
+        Sequence& s = *item.sequence;
+        scheduler_.remove(item.sequence);
+        if (s.finish == FinishReason::kNone) {
+            s.finish = FinishReason::kCancelled;
+            ++stats_.cancelled;
+        }
+        try {
+            announce(s);
+        } catch (const std::bad_alloc&) {
+            // Who waits for it hears of it all the same; a step may not.
+        }
+    }
+    scheduled_.clear();
 }
 
 // Works on the pass until it is done (true) or the deadline is over (false), at least for a layer

@@ -66,8 +66,10 @@ class Engine {
 
     // Computes until any of the requests has news (or, with until_finished, until all of them
     // ended) and returns the news of each that has any. Safe to call from many threads at once.
-    // `interrupted` is called, without locks, before every step, between layers of a long one, and
-    // every few milliseconds while another thread computes.
+    // Where memory runs out in the middle of a pass, this, step() and compute() throw, and the
+    // texts of the pass end there (kCancelled); no other text notices. `interrupted` is called,
+    // without locks, before every step, between layers of a long one, and every few milliseconds
+    // while another thread computes.
     std::vector<Progress> wait(const std::vector<uint64_t>& ids, bool until_finished,
                                const Interrupted& interrupted);
 
@@ -100,6 +102,7 @@ class Engine {
     bool compute_some(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted);
     void compute_until(Lock& lock, Clock::time_point deadline, const Interrupted& interrupted);
     bool start_pass();
+    void abandon_pass() noexcept;
     bool advance_pass(Clock::time_point deadline);
     void choose_tokens(Clock::time_point deadline);
     void finish_pass();

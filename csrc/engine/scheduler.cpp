@@ -27,13 +27,17 @@ bool Scheduler::before(const Sequence& a, const Sequence& b) {
            std::make_tuple(a.priority, b.options.deadline, b.id);
 }
 
-void Scheduler::insert(Queue& queue, std::shared_ptr<Sequence> sequence) {
-    auto position = queue.end();
-    while (position != queue.begin() && before(*sequence, **std::prev(position))) --position;
-    queue.insert(position, std::move(sequence));
+// Takes no memory, so that nobody is lost on the way.
+void Scheduler::move(Queue& from, Queue::iterator item, Queue& to) {
+    auto position = to.end();
+    while (position != to.begin() && before(**item, **std::prev(position))) --position;
+    to.splice(position, from, item);
 }
 
-void Scheduler::add(std::shared_ptr<Sequence> sequence) { insert(waiting_, std::move(sequence)); }
+void Scheduler::add(std::shared_ptr<Sequence> sequence) {
+    Queue one{std::move(sequence)};
+    move(one, one.begin(), waiting_);
+}
 
 void Scheduler::remove(const std::shared_ptr<Sequence>& sequence) {
     waiting_.remove(sequence);
@@ -58,10 +62,8 @@ bool Scheduler::has_waiting() const {
 }
 
 void Scheduler::send_back(Queue::iterator position) {
-    std::shared_ptr<Sequence> sequence = *position;
-    running_.erase(position);
-    free_blocks(*sequence);
-    insert(waiting_, std::move(sequence));
+    free_blocks(**position);
+    move(running_, position, waiting_);
 }
 
 void Scheduler::set_slow_readers_aside() {
@@ -91,8 +93,7 @@ void Scheduler::admit() {
         }
         promised += missing;
         next.set_aside = false;
-        insert(running_, *here);
-        waiting_.erase(here);
+        move(waiting_, here, running_);
     }
 }
 
@@ -122,7 +123,10 @@ bool Scheduler::make_room_for(const Sequence& sequence, size_t n_blocks, size_t&
 // Adds the blocks that others have computed already. At least the last token is always computed
 // anew: its logits are wanted.
 void Scheduler::take_from_cache(Sequence& s) {
-    if (s.n_computed % kTokens != 0 || s.n_computed + kTokens >= s.tokens.size()) return;
+    if (s.n_computed + kTokens >= s.tokens.size()) return;
+    // Not in the middle of a block, nor behind blocks that a pass which failed was to compute.
+    if (s.n_computed != s.blocks.size() * kTokens) return;
+    s.blocks.reserve(blocks_for(s.tokens.size()));
     uint64_t parent = s.blocks.empty() ? BlockManager::kRoot : blocks_.serial(s.blocks.back());
     if (!s.talking && s.n_computed == 0) s.n_cached = 0;
     while (s.n_computed + kTokens < s.tokens.size()) {
@@ -137,6 +141,7 @@ void Scheduler::take_from_cache(Sequence& s) {
 }
 
 bool Scheduler::grow(Sequence& sequence, size_t n_tokens) {
+    sequence.blocks.reserve(blocks_for(n_tokens));
     while (sequence.blocks.size() < blocks_for(n_tokens)) {
         const int block = blocks_.allocate();
         if (block < 0) return false;

@@ -56,7 +56,7 @@ class Scheduler {
     using Queue = std::list<std::shared_ptr<Sequence>>;
 
     static bool before(const Sequence& a, const Sequence& b);
-    static void insert(Queue& queue, std::shared_ptr<Sequence> sequence);
+    static void move(Queue& from, Queue::iterator item, Queue& to);
     bool has_waiting() const;  // for a place or for memory, not for a reader
     void set_slow_readers_aside();
     void admit();

@@ -2,7 +2,6 @@
 #include <cfloat>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "kernels/exp.h"
 #include "kernels/half.h"
@@ -121,20 +120,30 @@ void matmul_q4(const Matmul& m) {
         });
 }
 
-// q = x rounded to int8; returns what a step of it is worth. An infinity or a NaN makes that NaN,
-// and with it all that is computed of the values.
-float round_to_int8(const float* x, int n, int8_t* q) {
+// What a step of x in int8 is worth, and what turns floats into such steps. An infinity or a NaN
+// makes the size NaN, and with it all that is computed of the values.
+struct Step {
+    float size, inverse;
+    int8_t round(float x) const {
+        const float steps = x * inverse;
+        return std::isnan(steps) ? 0 : static_cast<int8_t>(steps + kRoundMagic - kRoundMagic);
+    }
+};
+
+Step step_for(const float* x, int n) {
     float most = 0.0f, poison = 0.0f;
     for (int i = 0; i < n; ++i) {
         most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
         poison += x[i] * 0.0f;
     }
-    const float inverse = most >= kLeastQuantized ? 127.0f / most : 0.0f;
-    for (int i = 0; i < n; ++i) {
-        const float steps = x[i] * inverse;
-        q[i] = std::isnan(steps) ? 0 : static_cast<int8_t>(steps + kRoundMagic - kRoundMagic);
-    }
-    return most / 127.0f + poison;
+    return {most / 127.0f + poison, most >= kLeastQuantized ? 127.0f / most : 0.0f};
+}
+
+// q = x rounded to int8; returns what a step of it is worth.
+float round_to_int8(const float* x, int n, int8_t* q) {
+    const Step step = step_for(x, n);
+    for (int i = 0; i < n; ++i) q[i] = step.round(x[i]);
+    return step.size;
 }
 
 void quantize(const float* x, int n, int group, int8_t* q, float* scales, int32_t* sums) {
@@ -276,9 +285,12 @@ const float* kv_scales(const char* elements, int n) {
 // x becomes `width` elements, zeros behind its own; a block holds n.
 template <int place(int d, int slot)>
 void store8(const float* x, int head_size, int width, int slot, char* elements, int n) {
-    std::vector<int8_t> q(width);
-    kv_scales(elements, n)[slot] = round_to_int8(x, head_size, q.data());
-    for (int d = 0; d < width; ++d) elements[place(d, slot)] = static_cast<char>(q[d] + 128);
+    const Step step = step_for(x, head_size);
+    kv_scales(elements, n)[slot] = step.size;
+    for (int d = 0; d < width; ++d) {
+        const int rounded = d < head_size ? step.round(x[d]) : 0;
+        elements[place(d, slot)] = static_cast<char>(rounded + 128);
+    }
 }
 
 void store_key8(const float* k, int head_size, int slot, char* keys) {

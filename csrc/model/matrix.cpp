@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <vector>
 
 #include "kernels/half.h"
 
@@ -56,17 +55,17 @@ void pack_bfloat16(const Matrix& to, char* panel, const float* rows) {
 
 // One scale per row, max|w| / 127: with activations rounded to int8 too, finer scales gain little
 // (see docs/performance.md), and cost 3 % of the bandwidth.
-void pack_int8(const Matrix& to, char* panel, char* scales, const float* rows,
+void pack_int8(const Matrix& to, char* panel, char* scales, float* rows,
                const KernelTable& kernels) {
     const int stride = padded(to.k);
-    std::vector<int8_t> row(stride);
+    int8_t* row = reinterpret_cast<int8_t*>(rows + kLanes * stride);
     for (int lane = 0; lane < kLanes; ++lane) {
         int32_t sum = 0;
         float* scale = reinterpret_cast<float*>(scales) + lane;
-        kernels.quantize(rows + lane * stride, to.k, stride, row.data(), scale, &sum);
+        kernels.quantize(rows + lane * stride, to.k, stride, row, scale, &sum);
         for (int i = 0; i < (to.k + 3) / 4; ++i) {
             uint32_t quad;
-            std::memcpy(&quad, row.data() + i * 4, 4);
+            std::memcpy(&quad, row + i * 4, 4);
             quad ^= 0x80808080u;  // + 128 in each byte
             std::memcpy(panel + (static_cast<size_t>(i) * kLanes + lane) * 4, &quad, 4);
         }
@@ -101,7 +100,7 @@ void pack_int4(const Matrix& to, char* panel, char* scales, const float* rows,
 
 }  // namespace
 
-void pack_panel(const Matrix& to, int panel, const float* rows, const KernelTable& kernels) {
+void pack_panel(const Matrix& to, int panel, float* rows, const KernelTable& kernels) {
     char* data = to.data + panel * to.panel_bytes();
     char* scales = to.scales + panel * to.panel_scale_bytes();
     switch (to.packing) {

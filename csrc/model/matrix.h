@@ -27,9 +27,9 @@ struct Matrix {
     void read_row(int row, float* out) const;
 };
 
-// Packs 16 rows of k floats (rows: [16][padded(k)], zeros in the padding) into a panel; the same
-// bits with any kernels.
-void pack_panel(const Matrix& to, int panel, const float* rows, const KernelTable& kernels);
+// Packs 16 rows of k floats (rows: [16][padded(k)], zeros in the padding, and scratch for one more)
+// into a panel; the same bits with any kernels.
+void pack_panel(const Matrix& to, int panel, float* rows, const KernelTable& kernels);
 
 // The same from the int8 values of a v2 file, whose group is the matrix's: values [16][k], one
 // after another at `stride` bytes, nullptr for a row of zeros; scales [16][groups] floats.

@@ -81,7 +81,7 @@ const Tensor* Packer::run(int n_threads) {
     size_t widest = 0;
     for (const Panel& panel : panels_) widest = std::max<size_t>(widest, padded(panel.to->k));
     std::vector<Buffer<float>> scratch(n_threads);
-    for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * kLanes);
+    for (Buffer<float>& rows : scratch) rows = Buffer<float>(widest * (kLanes + 1));
     const KernelTable& table = kernels();
     parallel(n_threads, [&](Team& team) {
         float* rows = scratch[team.rank()].data();
@@ -96,7 +96,7 @@ const Tensor* Packer::run(int n_threads) {
     return pack(panels_[first_bad], scratch[0].data(), table);
 }
 
-// rows: scratch [16][padded(k)]. Returns the first tensor that its packing cannot hold.
+// rows: scratch [17][padded(k)]. Returns the first tensor that its packing cannot hold.
 const Tensor* Packer::pack(const Panel& panel, float* rows, const KernelTable& kernels) {
     const Matrix& to = *panel.to;
     if (to.packing == Packing::kInt8 && to.group_scales) {

@@ -16,8 +16,7 @@ class Packer {
     // W is panels of a and b in turn, each with zeros to the end of its last panel.
     void interleave(const Matrix& to, const Tensor& a, const Tensor& b);
 
-    // Returns the first tensor with an infinity or a NaN that should have become integers; nullptr:
-    // there is none.
+    // Returns the first tensor with a number that its packing cannot hold; nullptr: there is none.
     const Tensor* run(int n_threads);
 
   private:

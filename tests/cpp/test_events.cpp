@@ -104,6 +104,13 @@ class Story {
                 request.params.rng_state = rng.state();
             }
         }
+        const size_t room = engine().max_length() + 1 - request.prompt.size();
+        if (options.n_keep < 0 && request.params.max_tokens > static_cast<int>(room) &&
+            engine().max_length() < static_cast<size_t>(mock_.backend->config().max_seq_len)) {
+            CHECK_THROWS(engine().submit(tokens, request.prompt.size(), request.params, 0, options),
+                         CapacityError);
+            request.params.max_tokens = -1;  // then it ends where it has to, as is expected
+        }
         try {
             const uint64_t id = engine().submit(tokens, request.prompt.size(), request.params,
                                                 random_.between(-1, 1), options);
