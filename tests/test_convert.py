@@ -33,7 +33,7 @@ TOKENIZER_FILES = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]
 
 @pytest.fixture(scope="session")
 def tokenizer_model() -> bytes:
-    """64 pieces."""
+    """48 pieces."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([TEXT] * 3),
@@ -215,6 +215,10 @@ def test_the_special_tokens_of_the_source_are_kept(source: Path, tmp_path: Path)
     with Model(tmp_path / "half") as model:  # which has a tokenizer, too
         ends = [model.generate("", logit_bias={i: 1e6}, max_tokens=1) for i in (1, 2, 5, 6)]
     assert [end.finish_reason for end in ends] == ["stop"] * 3 + ["length"]
+    # What only generation_config.json says goes with any tokenizer.
+    (tmp_path / "hf" / "generation_config.json").write_text('{"eos_token_id": [2, 6]}')
+    convert(tmp_path / "hf", tmp_path / "other", tokenizer=tmp_path / "hf" / "tokenizer.model")
+    assert open_checkpoint(tmp_path / "other").eos_ids == (2, 6)
 
 
 def test_existing_files_are_left_alone(source: Path, tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import pytest
 from models import CONFIGS, checkpoint_of
 from reference import forward
 
+from pyllama2c import Model
 from pyllama2c.checkpoint import cast, open_checkpoint, tensor_shapes, to_float32
-from pyllama2c.checkpoint.huggingface import load_hf, to_half_split, to_interleaved
+from pyllama2c.checkpoint.huggingface import hf_name, load_hf, to_half_split, to_interleaved
 from pyllama2c.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
 from pyllama2c.config import ModelConfig
 from pyllama2c.convert import convert
@@ -273,6 +274,36 @@ def test_tied_model_with_a_stored_head(tmp_path: Path) -> None:
     _rewrite(directory, tensors)
     with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
         load_hf(directory)
+
+
+def test_auto_keeps_every_tensor_of_several_dtypes(tmp_path: Path) -> None:
+    config = CONFIGS["multi-head"]
+    mixed, narrow = write(tmp_path / "mixed", config), write(tmp_path / "bf16", config, "bfloat16")
+    names = [hf_name(name) for name in tensor_shapes(config)]
+
+    def split(*not_narrow: str) -> None:
+        shards = {
+            name: "wide" if name in not_narrow else "narrow" for name in [*names, *not_narrow]
+        }
+        weight_map = {name: f"{shard}.safetensors" for name, shard in shards.items()}
+        index = mixed / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": weight_map}))
+
+    (narrow / "model.safetensors").rename(mixed / "narrow.safetensors")
+    (mixed / "model.safetensors").rename(mixed / "wide.safetensors")
+    split(*(name for name in names if name != "model.embed_tokens.weight"))
+    assert load_hf(mixed).dtype == "float32"
+    convert(mixed, tmp_path / "packed.safetensors")
+    with Model(mixed) as model, Model(tmp_path / "packed.safetensors") as packed:
+        assert model.info()["dtype"] == packed.info()["dtype"] == "float32"
+        expected = Model(mixed, dtype="float32").logits([1, 5, 9])
+        np.testing.assert_array_equal(model.logits([1, 5, 9]), expected)
+    # What is dropped does not count: frequencies are float32 in any model.
+    frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    _rewrite(mixed, {frequencies: np.ones(4, np.float32)})
+    (mixed / "model.safetensors").rename(mixed / "wide.safetensors")
+    split(frequencies)
+    assert load_hf(mixed).dtype == "bfloat16"
 
 
 def test_stored_frequencies_are_ignored_and_biases_refused(tmp_path: Path) -> None:

@@ -276,13 +276,13 @@ def test_metadata_is_checked(
         refuses(tmp_path / "bad", make(header, data), name)
 
 
-@pytest.mark.parametrize("ids", ["", "2 x", "-1", "²", "96", "2147483648", "9" * 5000])
+@pytest.mark.parametrize("ids", ["", "2 x", "-1", "²", "2147483648", "9" * 5000])
 def test_special_tokens_are_checked(tmp_path: Path, good: bytes, ids: str) -> None:
     header, data = split(good)
     for name in ("bos_id", "eos_ids"):
         metadata = header["__metadata__"] | {name: ids}
         content = make(header | {"__metadata__": metadata}, data, pad=1 << 16)
-        refuses(tmp_path / "bad", content, f"{name} is .*, expected token ids up to 95")
+        refuses(tmp_path / "bad", content, f"{name} is .*, expected token ids")
 
 
 def test_there_is_one_beginning(tmp_path: Path, good: bytes) -> None:

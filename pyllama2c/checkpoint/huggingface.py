@@ -104,7 +104,7 @@ def load_hf(directory: str | Path) -> Checkpoint:
         config,
         {name: file.tensors[name].shape for name, file in stored.items()},
         lambda name: stored[name].read(name),
-        {file.tensors[name].dtype for name, file in stored.items()},
+        {name: file.tensors[name].dtype for name, file in stored.items()},
     )
 
 
@@ -113,7 +113,7 @@ def from_hf_tensors(
     config: ModelConfig,
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], Array],
-    dtypes: set[str],
+    dtypes: Mapping[str, str],
 ) -> Checkpoint:
     """A Checkpoint from tensors in Hugging Face's names and layout, wherever they come from."""
     check_layers(directory, config.n_layers, len(shapes), "num_hidden_layers")
@@ -128,7 +128,7 @@ def from_hf_tensors(
     if config.tied_embeddings and head in found:
         table = _OTHER_NAMES["tok_embeddings.weight"]
         if table not in found:  # stored once, under the other name
-            found[table] = found[head]
+            found[table], dtypes = found[head], {**dtypes, table: dtypes[head]}
             stored = read
 
             def read(name: str) -> Array:
@@ -140,7 +140,8 @@ def from_hf_tensors(
         del found[head]
     check_shapes(directory, {hf_name(name): shape for name, shape in expected.items()}, found)
     readers = {name: partial(_read, read, name, config) for name in expected}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "float32"  # mixed: what holds them all
+    stored_as = {dtypes[name] for name in found}
+    dtype = stored_as.pop() if len(stored_as) == 1 else "float32"  # mixed: what holds them all
     bos_ids, eos_ids = (_special_ids(directory, f"{name}_token_id") for name in ("bos", "eos"))
     return Checkpoint(
         config,

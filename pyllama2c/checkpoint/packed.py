@@ -85,9 +85,7 @@ def read_packed(path: Path) -> PackedFile:
     group_size = field("group_size")
     if not (group_size.isascii() and group_size.isdigit() and len(group_size) < 9):
         raise CheckpointError(f"{path}: group_size is {group_size!r:.80}, expected a number")
-    bos_ids, eos_ids = (
-        _token_ids(path, metadata, name, config.vocab_size) for name in ("bos_id", "eos_ids")
-    )
+    bos_ids, eos_ids = (_token_ids(path, metadata, name) for name in ("bos_id", "eos_ids"))
     if len(bos_ids) > 1:
         raise CheckpointError(f"{path}: bos_id is {metadata['bos_id']!r:.80}, expected one token")
     if unknown := set(file.tensors) - {"weights", "tokenizer"}:
@@ -124,16 +122,15 @@ def _config(path: Path, text: str) -> ModelConfig:
         raise CheckpointError(f"{path}: config: {error}") from None
 
 
-def _token_ids(
-    path: Path, metadata: Mapping[str, str], name: str, vocab_size: int
-) -> tuple[int, ...]:
+def _token_ids(path: Path, metadata: Mapping[str, str], name: str) -> tuple[int, ...]:
     """Token ids with spaces between them; none where the metadata has no such field."""
-    words = metadata[name].split() if name in metadata else []
+    if name not in metadata:
+        return ()
+    words = metadata[name].split()
     numbers = all(word.isascii() and word.isdigit() and len(word) < 11 for word in words)
-    if (name in metadata and not words) or not numbers or any(int(w) >= vocab_size for w in words):
-        raise CheckpointError(
-            f"{path}: {name} is {metadata[name]!r:.80}, expected token ids up to {vocab_size - 1}"
-        )
+    # Any that a Hugging Face directory may say, in its vocabulary or not.
+    if not words or not numbers or any(int(word) >= 2**31 for word in words):
+        raise CheckpointError(f"{path}: {name} is {metadata[name]!r:.80}, expected token ids")
     return tuple(map(int, words))
 
 

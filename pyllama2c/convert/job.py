@@ -37,6 +37,7 @@ TARGETS = {
     "hf": "Hugging Face",
     "packed": "pyllama2c packed",
 }
+_ENDS = "generation_config.json"
 # What else a Hugging Face directory holds that belongs to the model.
 _HF_COMPANIONS = (
     "tokenizer.json",
@@ -45,7 +46,7 @@ _HF_COMPANIONS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
-    "generation_config.json",
+    _ENDS,
 )
 
 
@@ -121,9 +122,9 @@ def convert(
     if to == "hf":
         folder = destination
         result.dtype = dtype or (checkpoint.dtype if checkpoint.dtype in DTYPES else "float32")
-        companions = {}
-        if tokenizer is None and checkpoint.kind == "Hugging Face":
-            companions = _companions(checkpoint.path)
+        companions = _companions(checkpoint) if checkpoint.kind == "Hugging Face" else {}
+        if tokenizer is not None:  # another one than lies there; what ends a text stays
+            companions = {name: path for name, path in companions.items() if name == _ENDS}
         write = partial(_write_hf, result=result, tokenizer=sentencepiece, companions=companions)
         if _has_tokenizer(companions):
             missing = None
@@ -221,8 +222,8 @@ def _special_ids(checkpoint: Checkpoint, tokenizer: SentencePieceModel | None) -
     return {"bos_token_id": 1, "eos_token_id": 2} if checkpoint.config.vocab_size > 2 else {}
 
 
-def _companions(directory: Path) -> dict[str, Path]:
-    paths = {name: directory / name for name in _HF_COMPANIONS}
+def _companions(checkpoint: Checkpoint) -> dict[str, Path]:
+    paths = {name: checkpoint.path / name for name in _HF_COMPANIONS}
     return {name: path for name, path in paths.items() if path.exists()}
 
 

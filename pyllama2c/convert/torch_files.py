@@ -104,7 +104,7 @@ def load_hf_bin(directory: Path) -> Checkpoint:
         config,
         {name: tuple(tensor.shape) for name, tensor in state.items()},
         lambda name: _to_numpy(directory, name, state[name]),
-        {_dtype(tensor) for tensor in state.values()},
+        {name: _dtype(tensor) for name, tensor in state.items()},
     )
 
 
