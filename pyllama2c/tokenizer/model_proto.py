@@ -61,6 +61,8 @@ def _read_varint(data: bytes, pos: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, pos
         shift += 7
+        if shift == 70:  # ten bytes hold 64 bits; a whole file of them would take for ever
+            raise ValueError(f"the number that ends at byte {pos} is too long")
 
 
 def fields(data: bytes, pos: int = 0) -> Iterator[tuple[int, int | bytes]]:
