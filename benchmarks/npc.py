@@ -19,7 +19,14 @@ from pathlib import Path
 
 import numpy as np
 from engines.base import WIDTHS, Request
-from engines.client import Launcher, Worker, add_options, prepared, running
+from engines.client import (
+    Launcher,
+    Worker,
+    add_options,
+    left_out_if_it_fails,
+    prepared,
+    running,
+)
 from engines.models import models_folder, prepare_source
 from engines.registry import SERVERS
 from machine import cpu_name, report
@@ -93,8 +100,11 @@ def serve_all(options: argparse.Namespace, folder: Path) -> None:
             logs = {worker.engine: Log() for worker in workers}
             for round_ in range(options.rounds):
                 requests = village.requests(world, rate, config.vocab_size, hash((rate, round_)))
-                for worker in workers:
-                    logs[worker.engine].add(requests, *worker.serve(requests))
+                for worker in list(workers):
+                    with left_out_if_it_fails(worker.engine):
+                        logs[worker.engine].add(requests, *worker.serve(requests))
+                        continue
+                    workers.remove(worker)
             for worker in workers:
                 report_log(village, options, rate, worker, logs[worker.engine])
 

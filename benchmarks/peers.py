@@ -161,10 +161,13 @@ class Run:
         """Start every engine anew, by turns; its files are in the page cache by then."""
         seconds: dict[str, list[float]] = {engine: [] for engine in engines}
         for _ in range(1 + self.rounds):
-            for engine in engines:
-                spent = launcher.first_token_seconds(engine, self.width, self.threads)
-                seconds[engine].append(spent)
-        for engine in engines:
+            for engine in list(seconds):
+                with left_out_if_it_fails(engine):
+                    spent = launcher.first_token_seconds(engine, self.width, self.threads)
+                    seconds[engine].append(spent)
+                    continue
+                del seconds[engine]
+        for engine in seconds:
             self.report(FIRST_TOKEN, "s", engine, seconds)
 
     def report(
