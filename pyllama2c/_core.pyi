@@ -13,6 +13,7 @@ import numpy
 import numpy.typing
 
 __all__: list[str] = [
+    "BLOCK_TOKENS",
     "Engine",
     "FinishReason",
     "HISTOGRAM_FIRST_SECONDS",
@@ -366,6 +367,7 @@ def supported_isas() -> list[str]:
     Instruction sets of this CPU, best first.
     """
 
+BLOCK_TOKENS: int = 16
 HISTOGRAM_FIRST_SECONDS: float = 1e-05
 HISTOGRAM_PER_OCTAVE: float = 4.0
 PACKING_VERSION: int = 1

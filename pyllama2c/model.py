@@ -47,7 +47,7 @@ KvDType = Literal["float32", "float16", "int8"]
 DEFAULT_MODEL = Path(__file__).parent / "assets" / "tonghua-3m.bin"
 """The model that comes with the package: a teller of Chinese fairy tales."""
 
-BLOCK_TOKENS = 16  # of the KV cache
+BLOCK_TOKENS = _core.BLOCK_TOKENS  # of the KV cache
 _DEFAULT_KV_BYTES = 512 << 20
 _MAX_BLOCKS = 1 << 17  # 2 million tokens: tiny models need no more, and the books take memory too
 

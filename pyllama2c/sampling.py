@@ -62,7 +62,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     """Subtracted as many times as the text has generated the token. From -100 to 100."""
     logit_bias: Mapping[int, float] | None = None
-    """token id -> what to add to its logit, from -1e6 (never) to 1e6 (always). A copy is kept."""
+    """token id -> what to add to its logit, from -1e6 to 1e6: never and always, at temperatures up
+    to 1e4. A copy is kept."""
     seed: int | None = None
     """0 to 2**64 - 1, 0 is a seed like any other; None draws a fresh one, told in the result."""
     max_tokens: int | None = None

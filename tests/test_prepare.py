@@ -97,6 +97,16 @@ def test_no_source_is_replaced(cli: Callable[..., Any], tmp_path: Path) -> None:
     result = cli("data", "augment", source, "-o", source, "--names", tmp_path / "names.txt")
     assert "it would replace the source" in result.stderr
     assert source.read_bytes() == before
+    model = tmp_path / "tokenizer.model"
+    for name, command in (
+        ("a.npy.json", ("data", "tokenize", "-z", model, "-o", tmp_path / "a.npy")),
+        ("tokenizer.json", ("tokenizer", "train", "-o", tmp_path, "--vocab-size", 300)),
+    ):
+        before = write(tmp_path / name, ["one", "two"]).read_bytes()
+        result = cli(*command, tmp_path / name)
+        assert result.status == 2
+        assert "it would replace the source" in result.stderr
+        assert (tmp_path / name).read_bytes() == before
 
 
 def test_the_held_out_stories_of_the_default_model(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ void register_engine(py::module_& m) {
              "Whether no block of the cache is lost or held twice.")
         .def_property_readonly("max_length", &Engine::max_length);
 
+    m.attr("BLOCK_TOKENS") = kBlockTokens;
     m.attr("HISTOGRAM_FIRST_SECONDS") = Histogram::kFirst;
     m.attr("HISTOGRAM_PER_OCTAVE") = Histogram::kPerOctave;
 

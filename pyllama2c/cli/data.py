@@ -149,9 +149,13 @@ def tokenize(  # noqa: PLR0917 - click passes every option by name
 
     Interrupted, it keeps what it has; started again, it goes on from there.
     """
+    from pyllama2c.data.files import refuse_to_replace
     from pyllama2c.data.readers import read_stories
     from pyllama2c.data.tokenize import tokenize as tokenize_corpus
+    from pyllama2c.data.tokens import note_path
 
+    files = [path for path in (*sources, tokenizer) if path.is_file()]
+    refuse_to_replace(files, [out, note_path(out)])
     stories = progress(read_stories(sources, field), "tokenize")
     info = tokenize_corpus(stories, tokenizer, out, jobs=jobs, shard_stories=shard)
     click.echo(

@@ -50,9 +50,14 @@ def train(  # noqa: PLR0917 - click passes every option by name
     Writes tokenizer.model, tokenizer.bin (llama2.c) and what transformers' AutoTokenizer needs.
     """
     from pyllama2c.cli.data import progress
-    from pyllama2c.data.files import made_directory
+    from pyllama2c.data.files import made_directory, refuse_to_replace
     from pyllama2c.data.readers import read_stories
-    from pyllama2c.data.tokenizer import TokenizerConfig, train_tokenizer, write_tokenizer
+    from pyllama2c.data.tokenizer import (
+        TOKENIZER_FILES,
+        TokenizerConfig,
+        train_tokenizer,
+        write_tokenizer,
+    )
 
     config = TokenizerConfig(
         vocab_size=vocab_size,
@@ -62,6 +67,8 @@ def train(  # noqa: PLR0917 - click passes every option by name
         split_digits=split_digits,
         seed=seed,
     )
+    files = [path for path in sources if path.is_file()]
+    refuse_to_replace(files, [out / name for name in TOKENIZER_FILES])
     with made_directory(out):  # training takes long: what is wrong there shows before it
         model = train_tokenizer(progress(read_stories(sources, field), "read"), config)
         write_tokenizer(model, out)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import shutil
 import signal
 from collections import deque
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pyllama2c import _core
 from pyllama2c.data.files import atomic_write, made_directory
 from pyllama2c.data.readers import Story
 from pyllama2c.data.tokens import TokenInfo, as_tokens, sha256, write_tokens
@@ -58,7 +58,7 @@ def tokenize(
         DataError: a story could not be encoded; names it. What is done is kept.
     """
     out, tokenizer = Path(out), Path(tokenizer)
-    jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
+    jobs = _core.available_cpus() if jobs is None else jobs
     if jobs < 1 or shard_stories < 1:
         raise ArgumentError(
             f"jobs is {jobs} and shard_stories {shard_stories}, expected at least 1 of each"

@@ -11,7 +11,6 @@ from random import Random
 
 import sentencepiece
 
-from pyllama2c.data.files import atomic_write
 from pyllama2c.data.readers import Story
 from pyllama2c.errors import ArgumentError, DataError, TokenizerError
 
@@ -138,6 +137,9 @@ def _train(sample: list[str], config: TokenizerConfig) -> bytes:
     return model.getvalue()
 
 
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.bin", "tokenizer.json", "tokenizer_config.json")
+
+
 def write_tokenizer(model: bytes, out: str | Path, max_seq_len: int | None = None) -> None:
     """Write all that anybody may want to read of a tokenizer into the directory ``out``.
 
@@ -145,12 +147,10 @@ def write_tokenizer(model: bytes, out: str | Path, max_seq_len: int | None = Non
     ``AutoTokenizer`` of transformers looks for.
     """
     from pyllama2c.convert.hf_tokenizer import write_hf_tokenizer
+    from pyllama2c.convert.staging import staged_files
     from pyllama2c.sentencepiece_model import SentencePieceModel
 
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     pieces = SentencePieceModel.from_model(model)
-    write_hf_tokenizer(pieces, out, max_seq_len)
-    for name, content in (("tokenizer.model", model), ("tokenizer.bin", pieces.to_llama2c())):
-        with atomic_write(out / name, "wb") as file:
-            file.write(content)
+    with staged_files(Path(out), force=True) as staging:
+        write_hf_tokenizer(pieces, staging, max_seq_len)
+        (staging / "tokenizer.bin").write_bytes(pieces.to_llama2c())

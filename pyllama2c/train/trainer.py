@@ -46,7 +46,8 @@ def train(
 
     Leaves in ``out``: ``config.toml``, checkpoints (see `checkpoint`), ``metrics.jsonl``,
     ``loss.png`` and ``samples.txt``. A run that was interrupted or killed at any moment and is
-    resumed takes the very same steps as one that was not (bit for bit on the CPU).
+    resumed takes the very same steps as one that was not (bit for bit on the CPU, in float32 and
+    without ``compile``).
 
     Args:
         config: what to do.
@@ -119,7 +120,8 @@ class Trainer:
         try:
             self.model.load_state_dict(weights)
             self.optimizer.load_state_dict(state["optimizer"])
-            self.scaler.load_state_dict(state["scaler"])
+            if state["scaler"]:  # none of a run so far in another dtype than float16
+                self.scaler.load_state_dict(state["scaler"])
             self.step = state["step"]
             self.val_loss = state["val_loss"]
             self.best_val_loss = state["best_val_loss"]
