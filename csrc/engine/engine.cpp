@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <new>
 #include <utility>
 
 #include "base/error.h"
@@ -80,6 +79,8 @@ uint64_t Engine::submit(std::vector<int32_t> tokens, size_t n_prompt, SamplingPa
     const int32_t most = sequence->sampler.params().max_tokens;
     const bool ended = most >= 0 && sequence->text.size() >= static_cast<size_t>(most);
     try {
+        // From now on announcing it takes no memory: that happens where nothing may fail.
+        if (options.announce) announced_.reserve(announced_.size() + requests_.size());
         if (ended) {
             sequence->finish = FinishReason::kLength;
             announce(*sequence);
@@ -121,14 +122,14 @@ void Engine::announce(Sequence& sequence) {
     sequence.announced = true;
 }
 
-std::vector<uint64_t> Engine::take_announced() {
+void Engine::clear_announced() noexcept {
     for (const uint64_t id : announced_) {
         if (const auto found = requests_.find(id); found != requests_.end()) {
             found->second->announced = false;
         }
     }
+    announced_.clear();  // what submit() has reserved stays
     pressing_ = false;
-    return std::exchange(announced_, {});
 }
 
 std::vector<Progress> Engine::fetch(const std::vector<uint64_t>& ids, bool until_finished) {
@@ -190,14 +191,16 @@ std::vector<uint64_t> Engine::compute(Clock::time_point until, const Interrupted
     while (compute_some(lock, kNever, interrupted) &&
            (!scheduled_.empty() || (!pressing_ && Clock::now() < until))) {
     }
-    return take_announced();
+    std::vector<uint64_t> ids = announced_;
+    clear_announced();
+    return ids;
 }
 
 std::vector<Progress> Engine::step(Clock::time_point deadline, const Interrupted& interrupted) {
     Lock lock(mutex_);
     compute_until(lock, deadline, interrupted);
     std::vector<Progress> progress = fetch(announced_, false);
-    take_announced();
+    clear_announced();
     return progress;
 }
 
@@ -295,11 +298,7 @@ void Engine::abandon_pass() noexcept {
             s.finish = FinishReason::kCancelled;
             ++stats_.cancelled;
         }
-        try {
-            announce(s);
-        } catch (const std::bad_alloc&) {
-            // Who waits for it hears of it all the same; a step may not.
-        }
+        announce(s);
     }
     scheduled_.clear();
 }

@@ -112,7 +112,7 @@ class Engine {
     void retire(const std::shared_ptr<Sequence>& sequence, FinishReason reason);
     bool end_overdue();
     void announce(Sequence& sequence);
-    std::vector<uint64_t> take_announced();
+    void clear_announced() noexcept;
     std::vector<Progress> fetch(const std::vector<uint64_t>& ids, bool until_finished);
 
     std::unique_ptr<Backend> backend_;

@@ -10,14 +10,17 @@
 
 namespace {
 
-int n_left = -1;  // allocations until one fails; -1: none does
+int n_left = -1;  // allocations until some fail; -1: none does
+int n_failing = 0;
 bool has_failed = false;
 
 void* allocate(size_t size) {
-    if (n_left >= 0 && n_left-- == 0) {
+    if (n_left == 0 && n_failing > 0) {
+        --n_failing;
         has_failed = true;
         throw std::bad_alloc();
     }
+    if (n_left > 0) --n_left;
     void* memory = std::malloc(size);
     if (memory == nullptr) throw std::bad_alloc();
     return memory;
@@ -31,9 +34,9 @@ void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
-// Runs until all have ended, in steps or by waiting. The engine's allocation after `n` others
-// fails; returns whether there were so many.
-bool fails_at(int n, bool stepping) {
+// Runs until all have ended, in steps or by waiting. Of the engine's allocations those after `n`
+// others fail, as many as `in_a_row`; returns whether there were so many.
+bool fails_at(int n, int in_a_row, bool stepping) {
     Random random(7);
     MockEngine mock(100, 12, 4, 9);
     std::map<uint64_t, Request> asked;
@@ -41,6 +44,7 @@ bool fails_at(int n, bool stepping) {
     RequestOptions options;
     options.announce = stepping;
     has_failed = false;
+    n_failing = in_a_row;
     int armed = n;
     // The engine's allocations count, the books of the test do not.
     const auto in_the_engine = [&](auto work) {
@@ -58,6 +62,7 @@ bool fails_at(int n, bool stepping) {
         request.params.max_tokens = 5 + 3 * i;
         request.params.repetition_penalty = 1.3f;
         request.expected = mock.backend->expected(request.prompt, request.params);
+        options.deadline = i == 2 ? Clock::now() : Clock::time_point::max();
         uint64_t id = 0;
         in_the_engine([&] {
             id = mock.engine->submit(request.prompt, request.prompt.size(), request.params, i % 2,
@@ -83,8 +88,10 @@ bool fails_at(int n, bool stepping) {
     for (const auto& [id, request] : asked) {
         std::vector<int32_t> text = results.tokens(id), expected = request.expected;
         if (!results.finished(id)) continue;
-        if (results.finish(id) == FinishReason::kCancelled) {
-            CHECK(has_failed && text.size() <= expected.size() + 1);
+        if (results.finish(id) == FinishReason::kDeadline ||
+            results.finish(id) == FinishReason::kCancelled) {
+            CHECK((has_failed || results.finish(id) == FinishReason::kDeadline) &&
+                  text.size() <= expected.size() + 1);
             text.resize(std::min(text.size(), expected.size()));
             expected.resize(text.size());
         }
@@ -106,9 +113,11 @@ bool fails_at(int n, bool stepping) {
 
 int main() {
     for (const bool stepping : {false, true}) {
-        int n = 0;
-        while (fails_at(n, stepping)) ++n;
-        CHECK(n > 100);
+        for (const int in_a_row : {1, 2, 5}) {
+            int n = 0;
+            while (fails_at(n, in_a_row, stepping)) ++n;
+            CHECK(n > 100);
+        }
     }
     return check::finish("test_out_of_memory");
 }
