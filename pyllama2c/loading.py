@@ -105,8 +105,6 @@ def pack(checkpoint: Checkpoint, dtype: str, n_threads: int) -> _core.Weights:
     """Pack the weights of an opened model, with the bits that loading it by its path gives."""
     if checkpoint.kind.startswith("llama2.c v"):  # whose int8 values are taken as they are
         return _core.Weights.from_file(os.fspath(checkpoint.path), dtype, n_threads)[0]
-    if dtype == "auto":  # what holds all of its tensors, however the first is stored
-        dtype = "float32" if checkpoint.dtype == "float16" else checkpoint.dtype
     fields = dataclasses.asdict(checkpoint.config)
     try:
         return _core.Weights.from_tensors(fields, dict(checkpoint.tensors), dtype, n_threads)

@@ -298,6 +298,9 @@ def test_auto_keeps_every_tensor_of_several_dtypes(tmp_path: Path) -> None:
         assert model.info()["dtype"] == packed.info()["dtype"] == "float32"
         expected = Model(mixed, dtype="float32").logits([1, 5, 9])
         np.testing.assert_array_equal(model.logits([1, 5, 9]), expected)
+    # The norms are float32 whatever the matrices are.
+    split(*(name for name in names if "norm" in name))
+    assert Model(mixed).info()["dtype"] == "bfloat16"
     # What is dropped does not count: frequencies are float32 in any model.
     frequencies = "model.layers.0.self_attn.rotary_emb.inv_freq"
     _rewrite(mixed, {frequencies: np.ones(4, np.float32)})

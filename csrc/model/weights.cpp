@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "base/parallel.h"
@@ -86,9 +87,17 @@ const char* weight_type_name(WeightType type) {
 
 WeightType weight_type(const std::string& name, const ModelTensors& tensors) {
     if (name != "auto") return weight_type(name);
-    const DType stored = tensors.token_embedding.dtype;
-    if (stored == DType::kInt8) return WeightType::kInt8;
-    return stored == DType::kBFloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
+    if (tensors.token_embedding.dtype == DType::kInt8) return WeightType::kInt8;
+    // What holds every matrix; the norms are float32 anyway.
+    std::vector<const Tensor*> matrices = {&tensors.token_embedding, &tensors.output};
+    for (const LayerTensors& layer : tensors.layers) {
+        matrices.insert(matrices.end(), {&layer.wq, &layer.wk, &layer.wv, &layer.wo, &layer.w1,
+                                         &layer.w2, &layer.w3});
+    }
+    const bool all_bfloat16 =
+        std::all_of(matrices.begin(), matrices.end(),
+                    [](const Tensor* matrix) { return matrix->dtype == DType::kBFloat16; });
+    return all_bfloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
 }
 
 WeightType weight_type(const std::string& name) {
