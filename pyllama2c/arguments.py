@@ -7,7 +7,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -88,14 +88,22 @@ def as_utf8(name: str, text: str) -> bytes:
         ) from None
 
 
+def _whole_numbers(ids: Iterable[int]) -> list[int] | None:
+    if isinstance(ids, _NO_IDS):
+        return None
+    try:
+        items = list(ids)
+        # True and False are numbers, but nobody means token ids by them.
+        if any(isinstance(item, bool) for item in items):
+            return None
+        return [operator.index(item) for item in items]
+    except TypeError:
+        return None
+
+
 def as_ids(ids: Sequence[int], vocab_size: int, name: str = "ids") -> list[int]:
     """Token ids of the vocabulary. Raises ArgumentError naming the argument ``name``."""
-    try:
-        # True and False are numbers, but nobody means token ids by them.
-        whole = not isinstance(ids, _NO_IDS) and not any(isinstance(i, bool) for i in ids)
-        result = [operator.index(i) for i in ids] if whole else None
-    except TypeError:
-        result = None
+    result = _whole_numbers(ids)
     if result is None:
         raise ArgumentError(f"{name} is {shown(ids)}, expected a sequence of whole numbers")
     for i in result:

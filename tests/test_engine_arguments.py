@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,9 @@ def test_bad_arguments_are_named(model: Model, options: dict[str, object], messa
         ("\ud800", "has a lone surrogate"),
         (np.array(3), r"is array\(3\)"),
         ([[1], [2]], "is a list of prompts"),
+        ({1, 2}, r"is \{1, 2\}"),
+        ([True], r"holds True"),
+        ([5, 420], "holds token 420, expected 0 to 419"),
     ],
 )
 def test_bad_prompts_are_named_as_the_caller_did(model: Model, bad: Any, message: str) -> None:
@@ -100,3 +105,23 @@ def test_bad_engines_and_prompts_are_refused(model: Model) -> None:
     for budget in (-1, float("nan"), "4"):
         with pytest.raises(ArgumentError, match="budget_ms"):
             engine.step(budget)  # type: ignore[arg-type]
+
+
+def test_memory_that_cannot_be_had_is_refused(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Engine(model, kv_memory=2**62):
+        pass  # as many tokens as anybody needs, taken when they are used
+    monkeypatch.setattr("pyllama2c.engine.physical_memory", lambda: 1000)
+    with pytest.raises(ArgumentError, match=r"^kv_memory is '1MiB', .* machine's 1000 with preal"):
+        Engine(model, kv_memory="1MiB", preallocate=True)
+    code = (
+        "import resource; from pyllama2c import CapacityError, Engine, Model\n"
+        f"model = Model({str(model.path)!r}, n_threads=1)\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "try: Engine(model, kv_memory='64GiB')\n"
+        "except CapacityError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "ask for less kv_memory" in output

@@ -308,6 +308,21 @@ def test_what_is_no_list_of_ids(model: Model, ids: Any) -> None:
         assert len(str(error.value)) < 200
 
 
+@pytest.mark.parametrize("ids", [[True, False], {1, 2}, {1: 2}, [5, 10**30]])
+def test_what_is_no_id(model: Model, ids: Any) -> None:
+    for call in (model.logits, model.log_probabilities):
+        with pytest.raises(ArgumentError, match=r"^ids (is|holds) .*, expected"):
+            call(ids)
+
+
+def test_ids_may_come_one_by_one(model: Model) -> None:
+    expected = model.logits([5, 6, 7])
+    np.testing.assert_array_equal(model.logits(iter([5, 6, 7])), expected)  # type: ignore[arg-type]
+    options: Any = {"temperature": 0, "max_tokens": 3}
+    one = model.generate([5, 6], **options).token_ids
+    assert [text.token_ids for text in model.generate([iter([5, 6])], **options)] == [one]  # type: ignore[call-overload]
+
+
 def test_a_bad_prompt_takes_no_other_with_it(model: Model) -> None:
     with pytest.raises(CapacityError):
         model.generate([[5], [5] * 1000])
