@@ -46,7 +46,8 @@ class Engine:
     do both at once. For asyncio there is `AsyncEngine`.
 
     What a request writes depends on the weights, the prompt, the parameters and the seed alone,
-    not on who else is served, in which order, on how many threads, or with how much memory.
+    not on who else is served, in which order, on how many threads, or with how much memory, if that
+    holds one context at least.
 
     Args:
         model: what writes. Its weights are shared; closing it closes the engine.

@@ -27,7 +27,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of a request went, in seconds of wall clock; all 0.0 if it was cancelled."""
+    """Where a request's time went, in seconds of wall clock; all 0.0 if the caller cancelled it."""
 
     prefill_seconds: float
     """From submitting to the first token: waiting in the queue and reading the prompt."""

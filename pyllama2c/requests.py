@@ -169,7 +169,7 @@ class Event:
 
     @property
     def finish_reason(self) -> FinishReason | None:
-        """None until the request's last event. (One that is cancelled has none.)"""
+        """None until the request's last event. (One that the caller cancels has none.)"""
         return self.chunk.finish_reason
 
     @property

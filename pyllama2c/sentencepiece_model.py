@@ -10,7 +10,6 @@ import struct
 from dataclasses import dataclass
 
 from pyllama2c.errors import TokenizerError
-from pyllama2c.tokenizer import llama2c_bin
 from pyllama2c.tokenizer import model_proto as proto
 
 SPACE = "\u2581"  # ▁ stands for a space inside pieces
@@ -68,11 +67,6 @@ class SentencePieceModel:
             if isinstance(error, TokenizerError):
                 raise
             raise TokenizerError(f"not a SentencePiece model: {error}") from None
-
-    @classmethod
-    def from_llama2c(cls, data: bytes, name: str = "tokenizer.bin") -> SentencePieceModel:
-        """Read the bytes of llama2.c's ``tokenizer.bin``; ``name`` is what errors call it."""
-        return cls.from_model(llama2c_bin.to_model_proto(data, name))
 
     @classmethod
     def _parse(cls, data: bytes) -> SentencePieceModel:

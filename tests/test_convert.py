@@ -266,11 +266,14 @@ def test_converting_in_place(source: Path, tmp_path: Path, model: Checkpoint) ->
 def test_nothing_is_left_after_a_failure(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    hidden: list[Path] = []
+
+    def fail(_: object, folder: Path, *__: object) -> None:
+        hidden.append(folder)
+        raise OSError(28, "No space left on device", str(source), None, str(hidden[0]))
 
     monkeypatch.setattr("pyllama2c.convert.job.write_hf_tokenizer", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match=r"No space .*hf'$"):
         convert(source, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
     (tmp_path / "hf").mkdir()

@@ -14,6 +14,7 @@ import sentencepiece
 from pyllama2c.convert.hf_tokenizer import merges, write_hf_tokenizer
 from pyllama2c.errors import TokenizerError
 from pyllama2c.sentencepiece_model import SentencePieceModel
+from pyllama2c.tokenizer.llama2c_bin import to_model_proto
 
 ENGLISH = [
     "Once upon a time, there was a little girl named Lily. She loved to play outside.",
@@ -180,7 +181,7 @@ def test_llama2c_file_equals_the_exporters(shared: Path) -> None:
 
 def test_llama2c_file_and_back() -> None:
     model = SentencePieceModel.from_model(train(SETTINGS["as llama2.c trains"]))
-    back = SentencePieceModel.from_llama2c(model.to_llama2c())
+    back = SentencePieceModel.from_model(to_model_proto(model.to_llama2c(), "tokenizer.bin"))
     assert back.pieces == model.pieces
     assert back.special_ids == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 

@@ -198,6 +198,10 @@ def test_what_cannot_be_asked_of_a_packed_file(tmp_path: Path, speaker: Path) ->
         convert(speaker, speaker, dtype="int8", force=True)
     hf = tmp_path / "hf"
     convert(speaker, hf)
+    with pytest.raises(ArgumentError, match="a part of it"):
+        convert(hf, hf / "model.safetensors", dtype="int8", force=True)
+    for force in (False, True):  # another file there is no part of it
+        convert(hf, hf / "int8.safetensors", dtype="int8", force=force)
     for use in (Model, lambda source: convert(source, tmp_path / "back.bin", to="v0")):
         with pytest.raises(CheckpointError, match="by the name of their directory"):
             use(hf / "model.safetensors")

@@ -331,6 +331,16 @@ def test_damaged_state(
         train(whole[0], tmp_path / "run", resume=True)
 
 
+def test_a_run_goes_on_in_float16(
+    whole: tuple[RunConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose gradients are scaled, as those of the run so far were not."""
+    shutil.copytree(whole[1], tmp_path / "run", symlinks=True)
+    made = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: made(device, enabled=True))
+    train(whole[0], tmp_path / "run", resume=True)
+
+
 def test_metrics_are_read_up_to_the_first_bad_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step"\xff\n{"step": 3}\n')

@@ -25,7 +25,7 @@ from pyllama2c.convert.llama2c import (
 )
 from pyllama2c.convert.open import open_any
 from pyllama2c.convert.staging import staged_files
-from pyllama2c.errors import ArgumentError, TokenizerError
+from pyllama2c.errors import ArgumentError, CheckpointError, TokenizerError
 from pyllama2c.loading import pack
 from pyllama2c.sentencepiece_model import SentencePieceModel
 from pyllama2c.tokenizer import Tokenizer, find_tokenizer
@@ -102,17 +102,17 @@ def convert(
         TokenizerError: ``tokenizer`` cannot be read or does not fit the model.
         ArgumentError: the target cannot hold the model (see `check_llama2c_can_hold`), or the
             arguments do not go together, or files are in the way, or the source itself.
-        OSError: writing failed; names the destination's folder.
+        OSError: writing failed; where the file system says no name, the destination's folder.
         MissingExtraError: reading the source takes torch.
     """
     source, destination = as_path("source", source), as_path("destination", destination)
     to = _target(destination, to, dtype)
     _check_target(destination, to, dtype, force)
-    there = destination.exists() and source.exists()
-    if to == "packed" and there and destination.samefile(source):
+    inside = source.resolve() in (destination.resolve(), *destination.resolve().parents)
+    if to == "packed" and inside and destination.exists() and not _is_packed(destination):
         raise ArgumentError(
-            f"destination is {destination}, the source itself: choose another name, for what is "
-            "packed cannot be unpacked"
+            f"destination is {destination}, the source itself or a part of it: choose another "
+            "name, for what is packed cannot be unpacked"
         )
     if type(group_size) is not int or group_size < 1:
         raise ArgumentError(f"group_size is {group_size!r}, expected a whole number from 1 on")
@@ -179,6 +179,14 @@ def _check_target(destination: Path, to: str, dtype: str | None, force: bool) ->
     in_the_way = destination / "model.safetensors" if to == "hf" else destination
     if os.path.lexists(in_the_way) and not force:
         raise ArgumentError(f"{in_the_way} exists; use --force to replace it")
+
+
+def _is_packed(path: Path) -> bool:
+    try:
+        packed.read_packed(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _find_tokenizer(

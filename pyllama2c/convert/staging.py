@@ -42,7 +42,7 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
                     f"{directory / path.name} exists and differs from what would be written; "
                     "choose another directory or use --force"
                 )
-            with path.open("rb") as file:
+            with _names(directory), path.open("rb") as file:
                 os.fsync(file.fileno())
         for path in changed:
             path.chmod(0o666 & ~_umask())
@@ -59,7 +59,8 @@ def _names(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno is None or _PREFIX not in str(error.filename or _PREFIX):
+        names = f"{error.filename or ''} {error.filename2 or ''}"
+        if error.errno is None or (error.filename is not None and _PREFIX not in names):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(directory)) from error
 
