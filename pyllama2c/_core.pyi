@@ -321,14 +321,16 @@ class Engine:
         tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
         n_prompt: typing.SupportsInt | typing.SupportsIndex,
         params: SamplingParams,
+        ids: list[int],
         priority: typing.SupportsInt | typing.SupportsIndex = 0,
         deadline: typing.SupportsFloat | typing.SupportsIndex | None = None,
         n_keep: typing.SupportsInt | typing.SupportsIndex = -1,
         max_unread: typing.SupportsInt | typing.SupportsIndex = 0,
         announce: bool = False,
-    ) -> int:
+    ) -> None:
         """
-        deadline: seconds from now. n_keep: -1, or the context slides and keeps so many.
+        Appends the request's id to `ids`. deadline: seconds from now. n_keep: -1, or the
+        context slides and keeps so many.
         """
     def wait(
         self,

@@ -354,20 +354,27 @@ class Engine:
         max_unread: int = 0,
         session: SessionBase | None = None,
     ) -> Request:
-        with self._lock:  # a step must not meet the request before it is entered
-            request_id = core.submit(
-                generation.prompt_ids + generation.ids,
-                len(generation.prompt_ids),
-                generation.core_params,
-                terms.priority,
-                None if terms.deadline_ms is None else terms.deadline_ms / 1000,
-                n_keep if terms.overflow == "slide" else -1,
-                max_unread,
-                announce,
-            )
-            request = Request(self, request_id, generation, session)
-            self._requests[request_id] = request
-        return request
+        ids: list[int] = []
+        try:
+            with self._lock:  # a step must not meet the request before it is entered
+                core.submit(
+                    generation.prompt_ids + generation.ids,
+                    len(generation.prompt_ids),
+                    generation.core_params,
+                    ids,
+                    terms.priority,
+                    None if terms.deadline_ms is None else terms.deadline_ms / 1000,
+                    n_keep if terms.overflow == "slide" else -1,
+                    max_unread,
+                    announce,
+                )
+                request = self._requests[ids[0]] = Request(self, ids[0], generation, session)
+            return request
+        except BaseException:  # a signal's handler may raise anywhere
+            for request_id in ids:
+                core.cancel(request_id)
+                self._requests.pop(request_id, None)
+            raise
 
     def _stream(self, request: Request) -> Generator[Chunk, None, None]:
         """Compute, for everybody, until the request has ended, and hand out its text."""

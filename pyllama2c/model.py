@@ -390,10 +390,11 @@ class Model:
 
     def _run(self, requests: list[Generation]) -> list[Completion]:
         engine = self._open_engine()
-        going: dict[int, Generation] = {}
+        ids: list[int] = []
         try:
             for request in requests:
-                going[_submit(engine, request)] = request
+                _submit(engine, request, ids)
+            going = dict(zip(ids, requests, strict=True))
             while going:
                 # Without stop strings nobody needs to look before the end.
                 to_the_end = not any(request.watches_text for request in going.values())
@@ -402,28 +403,30 @@ class Model:
                         engine.cancel(progress.id, True)
                         del going[progress.id]
         finally:
-            for request_id in going:
+            for request_id in ids:  # nothing happens to those that have ended
                 engine.cancel(request_id)
         return [cast(Completion, request.completion) for request in requests]
 
     def _stream(self, request: Generation) -> Generator[Chunk, None, None]:
         engine = self._open_engine()
-        request_id = _submit(engine, request)
+        ids: list[int] = []
         try:
+            _submit(engine, request, ids)
             yield Chunk("", (), None, None)  # for stream(); from here on closing cancels
             while request.completion is None:
                 if self._is_left_behind(engine):
                     raise ClosedError("the text began in the process that forked this one")
-                for progress in engine.wait([request_id]):
+                for progress in engine.wait(ids):
                     yield request.push(progress)
         finally:
             if not self._is_left_behind(engine):
-                engine.cancel(request_id)
+                for request_id in ids:
+                    engine.cancel(request_id)
 
     def _is_left_behind(self, engine: _core.Engine) -> bool:
         """Whether it is of no use in this process; see `_after_fork`."""
         return self._engine is not None and self._engine is not engine
 
 
-def _submit(engine: _core.Engine, request: Generation) -> int:
-    return engine.submit(request.prompt_ids, len(request.prompt_ids), request.core_params)
+def _submit(engine: _core.Engine, request: Generation, ids: list[int]) -> None:
+    engine.submit(request.prompt_ids, len(request.prompt_ids), request.core_params, ids)

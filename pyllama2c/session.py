@@ -218,11 +218,15 @@ class SessionBase:
                 max_unread=max_unread,
                 session=self,
             )
-            # Nothing can fail any more. The lists are one: what is handed out can be saved.
-            draft.written = generation.ids
-            if n_dropped is not None:
-                state.begin(ids, n_dropped, draft)
-            self._request = request
+            try:
+                # The lists are one: what is handed out can be saved.
+                draft.written = generation.ids
+                if n_dropped is not None:
+                    state.begin(ids, n_dropped, draft)
+                self._request = request
+            except BaseException:  # of a signal's handler: nothing else can fail here
+                request._cancel()
+                raise
             return request
 
     def _encode(self, text: Prompt) -> list[int]:
@@ -294,7 +298,11 @@ class Session(SessionBase):
         """
         terms = Terms(priority, deadline_ms, on_deadline)
         request = self._start(text, params, options, terms, announce=False)
-        return self._engine._finish(request)
+        try:
+            return self._engine._finish(request)
+        except BaseException:  # of a signal's handler, say, before anybody waits for it
+            request.cancel()
+            raise
 
     def stream(
         self,
@@ -315,8 +323,12 @@ class Session(SessionBase):
         """
         terms = Terms(priority, deadline_ms, on_deadline)
         request = self._start(text, params, options, terms, announce=False)
-        chunks = self._engine._stream(request)
-        next(chunks)  # up to its first yield: from here on closing cancels
+        try:
+            chunks = self._engine._stream(request)
+            next(chunks)  # up to its first yield: from here on closing cancels
+        except BaseException:
+            request.cancel()
+            raise
         return chunks
 
     def submit(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import random
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import engine_helpers as helpers
@@ -239,6 +241,45 @@ def test_an_interrupt_loses_no_events(model: Model) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert interrupts > 10
+
+
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [
+        ("requests.py", "__init__"),
+        ("session_state.py", "begin"),
+        ("engine.py", "_finish"),
+        ("engine.py", "_stream"),
+    ],
+)
+def test_an_interrupt_as_a_text_begins_leaves_nothing(
+    model: Model, file: str, function: str
+) -> None:
+    def interrupt(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event == "call" and code.co_name == function and code.co_filename.endswith(file):
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+    engine = Engine(model)
+    for call in ("send", "stream", "submit"):
+        session = engine.session(seed=1, overflow="slide")
+        reached = False
+        sys.setprofile(interrupt)
+        try:
+            for _ in [getattr(session, call)("Once", ignore_eos=True, max_tokens=5)]:
+                pass
+        except KeyboardInterrupt:
+            reached = True
+        finally:
+            sys.setprofile(None)
+        assert reached or (call != "send" and file == "engine.py")
+        assert not (reached and session.busy)
+        session.cancel()
+        assert not engine._requests
+        helpers.expect_nothing_held(engine)
+        completion = session.send("Lily", max_tokens=5, ignore_eos=True)
+        assert completion.usage.completion_tokens == 5
 
 
 def test_those_wait_for_whom_there_is_no_memory(model: Model) -> None:

@@ -45,16 +45,22 @@ std::unique_ptr<Engine> make_engine(const std::shared_ptr<Weights>& weights, KvT
     }
 }
 
-uint64_t submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,
-                const SamplingParams& params, int priority, std::optional<double> deadline,
-                int n_keep, int max_unread, bool announce) {
-    const ReleaseGil release;
+// An id, or news, that were returned would be lost where a signal's handler raises as the call
+// ends: they are appended to a list that the caller has.
+void submit(Engine& engine, std::vector<int32_t> tokens, size_t n_prompt,
+            const SamplingParams& params, py::typing::List<py::int_> ids, int priority,
+            std::optional<double> deadline, int n_keep, int max_unread, bool announce) {
     RequestOptions options;
     if (deadline) options.deadline = after(*deadline);
     options.n_keep = n_keep;
     options.max_unread = max_unread;
     options.announce = announce;
-    return engine.submit(std::move(tokens), n_prompt, params, priority, options);
+    uint64_t id = 0;
+    {
+        const ReleaseGil release;
+        id = engine.submit(std::move(tokens), n_prompt, params, priority, options);
+    }
+    ids.append(id);
 }
 
 // Calls one of the engine's functions that compute for some seconds. Short ones do not ask for
@@ -130,9 +136,10 @@ void register_engine(py::module_& m) {
              py::arg("max_cached") = INT_MAX,
              "max_cached: free blocks to be found, beyond which they are used before new ones.")
         .def("submit", &submit, py::arg("tokens"), py::arg("n_prompt"), py::arg("params"),
-             py::arg("priority") = 0, py::arg("deadline") = std::nullopt, py::arg("n_keep") = -1,
-             py::arg("max_unread") = 0, py::arg("announce") = false,
-             "deadline: seconds from now. n_keep: -1, or the context slides and keeps so many.")
+             py::arg("ids"), py::arg("priority") = 0, py::arg("deadline") = std::nullopt,
+             py::arg("n_keep") = -1, py::arg("max_unread") = 0, py::arg("announce") = false,
+             "Appends the request's id to `ids`. deadline: seconds from now. n_keep: -1, or the\n"
+             "context slides and keeps so many.")
         .def("cancel", &Engine::cancel, py::arg("id"), py::arg("complete") = false,
              py::call_guard<ReleaseGil>(), "complete: the text is, by what the caller knows.")
         .def(
@@ -144,8 +151,6 @@ void register_engine(py::module_& m) {
             py::arg("ids"), py::arg("until_finished") = false)
         .def(
             "step",
-            // News that was returned would be lost where a signal's handler raises as the call
-            // ends.
             [](Engine& engine, std::optional<double> budget, py::typing::List<Progress> news) {
                 for (Progress& progress :
                      within(budget, [&](auto deadline, const Engine::Interrupted& interrupted) {
