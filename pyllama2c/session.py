@@ -182,52 +182,62 @@ class SessionBase:
     ) -> Request:
         engine, state = self._engine, self._state
         core = engine._live()
-        with engine._lock:
-            if self.busy:
-                raise BusyError(f"the session {self.name!r} is still talking: one text at a time")
-            if self._request is not None:  # a signal's handler raised as it ended
-                self._end(self._request._generation)
-            terms = dataclasses.replace(terms, overflow=state.overflow)
-            draft = state.draft
-            if text is None and draft is not None:
-                if params is not None or options:
-                    raise ArgumentError(
-                        "a text that was saved half-written goes on with its own parameters; "
-                        "pass none, or pass a text to begin a new one"
-                    )
-                ids, n_dropped = state.ids, None
-            else:
-                said = [] if text is None else self._encode(text)
-                ids, n_dropped = state.context_with(said, engine.max_length)
-                if len(ids) > engine.max_length:
-                    raise CapacityError(
-                        f"the session {self.name!r} has {len(ids)} tokens with what was said, at "
-                        f'most {engine.max_length} fit the context; one with overflow="slide" '
-                        "forgets the oldest"
-                    )
-                draft = self._new_draft(len(said), params, options)
-            generation = engine._generation(
-                ids, draft.params, terms, written=draft.written, rng_state=draft.rng_state
-            )
-            request = engine._launch(
-                core,
-                generation,
-                terms,
-                n_keep=state.n_prefix,
-                announce=announce,
-                max_unread=max_unread,
-                session=self,
-            )
-            try:
+        terms = dataclasses.replace(terms, overflow=state.overflow)
+        request: Request | None = None
+        try:
+            with engine._lock:
+                draft, ids, n_dropped = self._next_text(text, params, options)
+                generation = engine._generation(
+                    ids, draft.params, terms, written=draft.written, rng_state=draft.rng_state
+                )
+                request = engine._launch(
+                    core,
+                    generation,
+                    terms,
+                    n_keep=state.n_prefix,
+                    announce=announce,
+                    max_unread=max_unread,
+                    session=self,
+                )
                 # The lists are one: what is handed out can be saved.
                 draft.written = generation.ids
                 if n_dropped is not None:
                     state.begin(ids, n_dropped, draft)
                 self._request = request
-            except BaseException:  # of a signal's handler: nothing else can fail here
-                request._cancel()
-                raise
-            return request
+                return request
+        except BaseException:  # a signal's handler may raise anywhere
+            if request is not None:
+                request.cancel()
+            raise
+
+    def _next_text(
+        self, text: Prompt | None, params: SamplingParams | None, options: SamplingOptions
+    ) -> tuple[Draft, list[int], int | None]:
+        """What is to be written, on which ids, and how many had to go before: None if it goes on.
+
+        The caller holds the engine's lock.
+        """
+        engine, state = self._engine, self._state
+        if self.busy:
+            raise BusyError(f"the session {self.name!r} is still talking: one text at a time")
+        if self._request is not None:  # a signal's handler raised as it ended
+            self._end(self._request._generation)
+        if text is None and state.draft is not None:
+            if params is not None or options:
+                raise ArgumentError(
+                    "a text that was saved half-written goes on with its own parameters; "
+                    "pass none, or pass a text to begin a new one"
+                )
+            return state.draft, state.ids, None
+        said = [] if text is None else self._encode(text)
+        ids, n_dropped = state.context_with(said, engine.max_length)
+        if len(ids) > engine.max_length:
+            raise CapacityError(
+                f"the session {self.name!r} has {len(ids)} tokens with what was said, at "
+                f'most {engine.max_length} fit the context; one with overflow="slide" '
+                "forgets the oldest"
+            )
+        return self._new_draft(len(said), params, options), ids, n_dropped
 
     def _encode(self, text: Prompt) -> list[int]:
         return self._engine.model._encode(as_one("text", text), self.ids, "text")
