@@ -371,9 +371,10 @@ class Engine:
                 request = self._requests[ids[0]] = Request(self, ids[0], generation, session)
             return request
         except BaseException:  # a signal's handler may raise anywhere
-            for request_id in ids:
-                core.cancel(request_id)
-                self._requests.pop(request_id, None)
+            with self._lock:
+                for request_id in ids:
+                    core.cancel(request_id)
+                    self._requests.pop(request_id, None)
             raise
 
     def _stream(self, request: Request) -> Generator[Chunk, None, None]:

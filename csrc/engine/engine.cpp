@@ -297,8 +297,8 @@ void Engine::abandon_pass() noexcept {
         if (s.finish == FinishReason::kNone) {
             s.finish = FinishReason::kCancelled;
             ++stats_.cancelled;
+            announce(s);  // those that ended before have been
         }
-        announce(s);
     }
     scheduled_.clear();
 }

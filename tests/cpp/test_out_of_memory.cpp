@@ -38,7 +38,7 @@ namespace {
 // others fail, as many as `in_a_row`; returns whether there were so many.
 bool fails_at(int n, int in_a_row, bool stepping) {
     Random random(7);
-    MockEngine mock(100, 12, 4, 9);
+    MockEngine mock(100, 12, 4, 9, -1, 3);
     std::map<uint64_t, Request> asked;
     std::vector<uint64_t> ids;
     RequestOptions options;
@@ -72,18 +72,29 @@ bool fails_at(int n, int in_a_row, bool stepping) {
         asked[id] = request;
         ids.push_back(id);
     }
+    uint64_t extra = 0;
+    SamplingParams nothing;
+    nothing.max_tokens = 0;
+    in_the_engine([&] { extra = mock.engine->submit({1, 2, 3}, 3, {}, 5, options); });
     Results results;
     size_t n_ended = 0;
-    for (int turn = 0; turn < 2000 && n_ended < ids.size(); ++turn) {
+    for (int turn = 0; turn < 20000 && n_ended < ids.size(); ++turn) {
         std::vector<Progress> news;
         in_the_engine([&] {
-            news = stepping ? mock.engine->step(Clock::time_point::max(), no_interruption)
+            news = stepping ? mock.engine->step(Clock::now(), no_interruption)
                             : mock.engine->wait(ids, false, no_interruption);
         });
         CHECK(mock.engine->consistent(), "allocation " << n);
-        for (const Progress& one : news) n_ended += one.finish != FinishReason::kNone;
+        for (const Progress& one : news) {
+            n_ended += asked.count(one.id) != 0 && one.finish != FinishReason::kNone;
+        }
+        if (turn == 4) {  // in the middle of a pass where steps end after a layer
+            mock.engine->cancel(extra);
+            in_the_engine([&] { mock.engine->submit({1, 2}, 2, nothing, 0, options); });
+        }
         results.add(news);
     }
+    mock.engine->cancel(extra);
     CHECK(n_ended == ids.size(), "allocation " << n << ": " << n_ended << " of " << ids.size());
     for (const auto& [id, request] : asked) {
         std::vector<int32_t> text = results.tokens(id), expected = request.expected;
