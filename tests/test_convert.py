@@ -263,6 +263,16 @@ def test_converting_in_place(source: Path, tmp_path: Path, model: Checkpoint) ->
     assert open_checkpoint(tmp_path / "hf").dtype == "bfloat16"
 
 
+def test_a_directory_in_the_way(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "tokenizer.model").mkdir(parents=True)
+    with pytest.raises(ArgumentError, match=r"tokenizer\.model is a directory"):
+        convert(source, tmp_path / "out" / "model.bin", to="v0", force=True)
+    assert listing(tmp_path / "out") == ["tokenizer.model"]
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(CheckpointError, match="no such file"):
+        convert(tmp_path / "loop", tmp_path / "model.bin", to="v0")
+
+
 def test_nothing_is_left_after_a_failure(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

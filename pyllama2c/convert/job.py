@@ -15,6 +15,7 @@ from pyllama2c.arguments import as_path
 from pyllama2c.checkpoint import Checkpoint, packed
 from pyllama2c.checkpoint.dtypes import DTYPES
 from pyllama2c.checkpoint.huggingface import read_json
+from pyllama2c.checkpoint.safetensors_file import WEIGHTS, SafetensorsFile
 from pyllama2c.convert.hf_tokenizer import write_hf_tokenizer
 from pyllama2c.convert.huggingface import write_hf
 from pyllama2c.convert.llama2c import (
@@ -108,7 +109,8 @@ def convert(
     source, destination = as_path("source", source), as_path("destination", destination)
     to = _target(destination, to, dtype)
     _check_target(destination, to, dtype, force)
-    inside = source.resolve() in (destination.resolve(), *destination.resolve().parents)
+    place = Path(os.path.realpath(destination))  # unlike resolve(), takes loops of links
+    inside = Path(os.path.realpath(source)) in (place, *place.parents)
     if to == "packed" and inside and destination.exists() and not _is_packed(destination):
         raise ArgumentError(
             f"destination is {destination}, the source itself or a part of it: choose another "
@@ -183,10 +185,9 @@ def _check_target(destination: Path, to: str, dtype: str | None, force: bool) ->
 
 def _is_packed(path: Path) -> bool:
     try:
-        packed.read_packed(path)
+        return SafetensorsFile(path, (*WEIGHTS, "U8")).metadata.get("format") == packed.FORMAT
     except CheckpointError:
         return False
-    return True
 
 
 def _find_tokenizer(

@@ -23,7 +23,7 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
     there already is left alone if it would not change, and replaced only with ``force``.
 
     Raises:
-        ArgumentError: a file is in the way and ``force`` is false.
+        ArgumentError: a file is in the way and ``force`` is false, or a directory is.
         OSError: the disk is full, say; names ``directory``, not the temporary folder.
     """
     is_new = not directory.exists()
@@ -37,6 +37,8 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
         made = sorted(staging.iterdir())
         changed = [path for path in made if not _same(path, directory / path.name)]
         for path in changed:
+            if (directory / path.name).is_dir():
+                raise ArgumentError(f"{directory / path.name} is a directory, expected a file")
             if os.path.lexists(directory / path.name) and not force:
                 raise ArgumentError(
                     f"{directory / path.name} exists and differs from what would be written; "
@@ -44,9 +46,10 @@ def staged_files(directory: Path, *, force: bool) -> Iterator[Path]:
                 )
             with _names(directory), path.open("rb") as file:
                 os.fsync(file.fileno())
-        for path in changed:
-            path.chmod(0o666 & ~_umask())
-            path.replace(directory / path.name)
+        with _names(directory):
+            for path in changed:
+                path.chmod(0o666 & ~_umask())
+                path.replace(directory / path.name)
     except BaseException:
         shutil.rmtree(directory if is_new else staging, ignore_errors=True)
         raise
