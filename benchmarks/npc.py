@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import random
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,10 +102,8 @@ def serve_all(options: argparse.Namespace, folder: Path) -> None:
             for round_ in range(options.rounds):
                 requests = village.requests(world, rate, config.vocab_size, hash((rate, round_)))
                 for worker in list(workers):
-                    with left_out_if_it_fails(worker.engine):
+                    with left_out_if_it_fails(worker.engine, partial(workers.remove, worker)):
                         logs[worker.engine].add(requests, *worker.serve(requests))
-                        continue
-                    workers.remove(worker)
             for worker in workers:
                 report_log(village, options, rate, worker, logs[worker.engine])
 

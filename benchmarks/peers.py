@@ -15,6 +15,7 @@ import argparse
 import random
 import statistics
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from engines.base import WIDTHS
@@ -142,13 +143,11 @@ class Run:
             prompts = measure.prompts(self.vocab_size, seed=round_)
             texts: dict[str, list[int]] = {}
             for worker in list(workers):
-                with left_out_if_it_fails(worker.engine):
+                with left_out_if_it_fails(worker.engine, partial(workers.remove, worker)):
                     seconds, ids = worker.generate(prompts, measure.new_tokens)
                     check_length(worker.engine, ids, measure)
                     rates[worker.engine].append(measure.tokens / seconds)
                     texts[worker.engine] = ids[-1]
-                    continue
-                workers.remove(worker)
             if OURS in texts:
                 agreement = {engine: n_equal(ids, texts[OURS]) for engine, ids in texts.items()}
         for worker in workers:
@@ -162,11 +161,9 @@ class Run:
         seconds: dict[str, list[float]] = {engine: [] for engine in engines}
         for _ in range(1 + self.rounds):
             for engine in list(seconds):
-                with left_out_if_it_fails(engine):
+                with left_out_if_it_fails(engine, partial(seconds.pop, engine)):
                     spent = launcher.first_token_seconds(engine, self.width, self.threads)
                     seconds[engine].append(spent)
-                    continue
-                del seconds[engine]
         for engine in seconds:
             self.report(FIRST_TOKEN, "s", engine, seconds)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -161,7 +161,9 @@ def running(
 
 
 @contextmanager
-def left_out_if_it_fails(engine: str) -> Iterator[None]:
+def left_out_if_it_fails(
+    engine: str, leave_out: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """Go on without an engine that fails; without pyllama2c there is nothing to compare."""
     try:
         yield
@@ -169,6 +171,7 @@ def left_out_if_it_fails(engine: str) -> Iterator[None]:
         if engine == OURS:
             raise
         print(f"{engine} is left out: {error}; see engines.log", file=sys.stderr)
+        leave_out()
 
 
 def add_options(parser: argparse.ArgumentParser, engines: Sequence[str]) -> None:

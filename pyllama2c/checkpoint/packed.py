@@ -53,13 +53,25 @@ class PackedFile:
     eos_ids: tuple[int, ...]
 
 
+def _open(path: Path) -> SafetensorsFile:
+    return SafetensorsFile(path, (*WEIGHTS, "U8"))  # other kinds of files too: to tell them apart
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is a packed one, of any version."""
+    try:
+        return _open(path).metadata.get("format") == FORMAT
+    except CheckpointError:
+        return False
+
+
 def read_packed(path: Path) -> PackedFile:
     """Read what a packed file holds; its weights stay where they are.
 
     Raises:
         CheckpointError: it is damaged, no packed file, or of another version; names the field.
     """
-    file = SafetensorsFile(path, (*WEIGHTS, "U8"))  # of other kinds of files too: to say so
+    file = _open(path)
     metadata = file.metadata
 
     def field(name: str) -> str:

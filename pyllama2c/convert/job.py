@@ -15,7 +15,6 @@ from pyllama2c.arguments import as_path
 from pyllama2c.checkpoint import Checkpoint, packed
 from pyllama2c.checkpoint.dtypes import DTYPES
 from pyllama2c.checkpoint.huggingface import read_json
-from pyllama2c.checkpoint.safetensors_file import WEIGHTS, SafetensorsFile
 from pyllama2c.convert.hf_tokenizer import write_hf_tokenizer
 from pyllama2c.convert.huggingface import write_hf
 from pyllama2c.convert.llama2c import (
@@ -26,7 +25,7 @@ from pyllama2c.convert.llama2c import (
 )
 from pyllama2c.convert.open import open_any
 from pyllama2c.convert.staging import staged_files
-from pyllama2c.errors import ArgumentError, CheckpointError, TokenizerError
+from pyllama2c.errors import ArgumentError, TokenizerError
 from pyllama2c.loading import pack
 from pyllama2c.sentencepiece_model import SentencePieceModel
 from pyllama2c.tokenizer import Tokenizer, find_tokenizer
@@ -111,7 +110,7 @@ def convert(
     _check_target(destination, to, dtype, force)
     place = Path(os.path.realpath(destination))  # unlike resolve(), takes loops of links
     inside = Path(os.path.realpath(source)) in (place, *place.parents)
-    if to == "packed" and inside and destination.exists() and not _is_packed(destination):
+    if to == "packed" and inside and destination.exists() and not packed.is_packed(destination):
         raise ArgumentError(
             f"destination is {destination}, the source itself or a part of it: choose another "
             "name, for what is packed cannot be unpacked"
@@ -181,13 +180,6 @@ def _check_target(destination: Path, to: str, dtype: str | None, force: bool) ->
     in_the_way = destination / "model.safetensors" if to == "hf" else destination
     if os.path.lexists(in_the_way) and not force:
         raise ArgumentError(f"{in_the_way} exists; use --force to replace it")
-
-
-def _is_packed(path: Path) -> bool:
-    try:
-        return SafetensorsFile(path, (*WEIGHTS, "U8")).metadata.get("format") == packed.FORMAT
-    except CheckpointError:
-        return False
 
 
 def _find_tokenizer(

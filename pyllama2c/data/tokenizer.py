@@ -18,6 +18,7 @@ UNK_ID, BOS_ID, EOS_ID = 0, 1, 2  # as in Llama and llama2.c
 # What SentencePiece leaves out without a word: a text with its mark for the unknown, or longer.
 _MARK = "\u2585"
 _MAX_BYTES = 1 << 24  # the default is 4192
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer.bin", "tokenizer.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,6 @@ def _train(sample: list[str], config: TokenizerConfig) -> bytes:
         minloglevel=2,
     )
     return model.getvalue()
-
-
-TOKENIZER_FILES = ("tokenizer.model", "tokenizer.bin", "tokenizer.json", "tokenizer_config.json")
 
 
 def write_tokenizer(model: bytes, out: str | Path, max_seq_len: int | None = None) -> None:
